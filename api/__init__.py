@@ -1,0 +1,1 @@
+"""The two HTTP services: the agent service runs sessions, the control plane lets callers into rooms."""

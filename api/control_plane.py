@@ -1,0 +1,96 @@
+"""The control plane: gives a caller the token for a room into which it has sent an agent."""
+
+import json
+from datetime import timedelta
+
+import httpx
+from flask import Flask, Response
+from livekit.api import AccessToken, VideoGrants
+from pydantic import ValidationError
+
+from api.errors import AgentUnavailable
+from api.models import AgentError, JoinAnswer, JoinRequest, Problem, TokenAnswer, TokenRequest
+from api.service import REQUEST_ID, create_service, health, read_body, request_id, respond
+from api.settings import ControlPlaneSettings
+
+#: Seconds the agent service may take to connect, and again to answer.
+AGENT_SERVICE_TIMEOUT = 3.0
+
+
+class TokenViews:
+    """A caller's way into a room."""
+
+    def __init__(self, *, settings: ControlPlaneSettings, agent_service: httpx.Client) -> None:
+        self._settings = settings
+        self._agent_service = agent_service
+
+    def token(self) -> Response:
+        """The caller's token and the session it started; no token when a required agent cannot join."""
+        asked = read_body(TokenRequest)
+        # Minted first: what fails here has not sent an agent into a room that nobody enters.
+        token = self._mint(asked)
+        session, agent_error = None, None
+        try:
+            session = self._join(asked)
+        except AgentUnavailable as error:
+            if asked.agent == "required":
+                raise
+            agent_error = AgentError(code=error.code, detail=str(error))
+        return respond(
+            TokenAnswer(
+                token=token,
+                url=self._settings.callers_livekit_url,
+                room=asked.room,
+                identity=asked.identity,
+                session=session,
+                agent_error=agent_error,
+            )
+        )
+
+    def _mint(self, asked: TokenRequest) -> str:
+        grants = VideoGrants(
+            room_join=True, room=asked.room, can_publish=True, can_subscribe=True, can_publish_data=True
+        )
+        return (
+            AccessToken(self._settings.livekit_api_key, self._settings.livekit_api_secret)
+            .with_identity(asked.identity)
+            .with_kind("standard")
+            .with_metadata(json.dumps(asked.metadata))
+            .with_ttl(timedelta(seconds=asked.ttl))
+            .with_grants(grants)
+            .to_jwt()
+        )
+
+    def _join(self, asked: TokenRequest) -> JoinAnswer:
+        join = JoinRequest(room=asked.room, user_id=asked.identity, metadata=asked.metadata)
+        headers = {REQUEST_ID: request_id()}
+        try:
+            response = self._agent_service.post("/join", json=join.model_dump(), headers=headers)
+            if response.is_success:
+                return JoinAnswer.model_validate_json(response.content)
+            raise _refusal(response)
+        except (httpx.HTTPError, ValidationError) as error:
+            raise AgentUnavailable() from error
+
+
+def create_app(*, settings: ControlPlaneSettings | None = None, agent_service: httpx.Client | None = None) -> Flask:
+    """The WSGI application; what is not given is made from the environment."""
+    settings = settings or ControlPlaneSettings.from_env()
+    views = TokenViews(settings=settings, agent_service=agent_service or _connect(settings))
+    service = create_service(__name__)
+    service.add_url_rule("/api/v1/livekit/token", view_func=views.token, methods=["POST"])
+    service.add_url_rule("/api/v1/health", view_func=health)
+    return service
+
+
+def _connect(settings: ControlPlaneSettings) -> httpx.Client:
+    # A proxy for the world outside is no way to the service next door.
+    return httpx.Client(base_url=settings.agent_service_url, timeout=AGENT_SERVICE_TIMEOUT, trust_env=False)
+
+
+def _refusal(response: httpx.Response) -> AgentUnavailable:
+    problem = Problem.model_validate_json(response.content)
+    retry_after = response.headers.get("Retry-After", "")
+    if not retry_after.isdecimal():
+        return AgentUnavailable(problem.detail, code=problem.code)
+    return AgentUnavailable(problem.detail, code=problem.code, retry_after=int(retry_after))

@@ -1,0 +1,54 @@
+"""What can go wrong in a conversation.
+
+GraphError
+├── LLMUnavailable      the model did not answer
+├── TurnInProgress      two turns at once on one agent
+├── RosterInvalid       a specialist cannot be used
+├── CatalogueInvalid    the knowledge folder cannot be used
+└── ToolError           told to the model, which tells the caller
+    ├── ToolRefused
+    └── TicketsUnavailable
+"""
+
+
+class GraphError(Exception):
+    """The conversation failed."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or type(self).__doc__)
+
+
+class LLMUnavailable(GraphError):
+    """The model did not answer.
+
+    `retryable` tells whether the same request may succeed later; `cause` is what the client reported.
+    """
+
+    def __init__(self, *, cause: BaseException, retryable: bool) -> None:
+        super().__init__(f"The model did not answer: {type(cause).__name__}")
+        self.cause = cause
+        self.retryable = retryable
+
+
+class TurnInProgress(GraphError):
+    """The agent is still answering another turn; close that answer first."""
+
+
+class RosterInvalid(GraphError):
+    """The roster names a specialist that cannot be used."""
+
+
+class CatalogueInvalid(GraphError):
+    """The knowledge folder cannot be used."""
+
+
+class ToolError(GraphError):
+    """The tool could not do what was asked."""
+
+
+class ToolRefused(ToolError):
+    """The model asked for something the tools do not offer."""
+
+
+class TicketsUnavailable(ToolError):
+    """The ticket could not be stored, please try again later."""

@@ -1,0 +1,1 @@
+"""What the company knows: its catalogue and the specialists' handbooks."""

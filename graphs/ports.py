@@ -1,0 +1,60 @@
+"""What the conversation needs from outside, and what it is to those who use it."""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Protocol
+
+from graphs.entities import AgentEvent, LLMEvent, Message, ToolSchema, UserTurn
+
+
+class AgentPort(Protocol):
+    """One side of a conversation: the user's turns go in, speakable text comes out."""
+
+    @property
+    def active(self) -> str:
+        """Name of the specialist who answers the next turn."""
+
+    @property
+    def history(self) -> Sequence[Message]:
+        """What was said and heard, oldest first."""
+
+    def respond(self, turn: UserTurn) -> AsyncGenerator[AgentEvent, None]:
+        """Answer one turn, streaming; commits the user's words unless `commit_user` already has.
+
+        Closing the generator ends the turn. The answer's text is not remembered until `commit_assistant`
+        tells how much of it was heard. Raises LLMUnavailable, and TurnInProgress while another answer is
+        open.
+        """
+
+    def commit_user(self, message: Message) -> None:
+        """Remember what the user said; the same id again replaces it."""
+
+    def commit_assistant(self, turn_id: str, text: str, *, interrupted: bool, item_id: str) -> None:
+        """Remember the words of a reply that were heard; the same `item_id` again replaces them."""
+
+
+class LLMPort(Protocol):
+    """One call of a chat model.
+
+    Yields text as it arrives, the name of a tool call before its arguments, and usage last.
+    Closing the generator closes the connection. Raises LLMUnavailable.
+    """
+
+    def __call__(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> AsyncGenerator[LLMEvent, None]: ...
+
+
+class OpenTicketPort(Protocol):
+    """Stores a support ticket and returns its id, such as "T4815"; the same key opens it only once.
+
+    Raises TicketsUnavailable.
+    """
+
+    async def __call__(self, summary: str, *, idempotency_key: str) -> str: ...
+
+
+class ToolPort(Protocol):
+    """Runs one tool with checked arguments and returns JSON; `summary` in it is a sentence to speak.
+
+    Raises ToolError for what the caller should hear about.
+    """
+
+    async def __call__(self, arguments: Mapping[str, object], *, idempotency_key: str) -> Mapping[str, object]: ...

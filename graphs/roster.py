@@ -1,0 +1,152 @@
+"""Who can answer a caller: specialists, their tools, and the roster that loads them."""
+
+import importlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graphs.entities import ToolCall, ToolSchema
+from graphs.errors import RosterInvalid, ToolRefused
+from graphs.knowledge.catalogue import Catalogue
+from graphs.ports import OpenTicketPort, ToolPort
+
+TRANSFER = "transfer_to"
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """Something a specialist can do; `parameters` is a JSON schema of a flat object."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    run: ToolPort
+
+    @property
+    def schema(self) -> ToolSchema:
+        return ToolSchema(name=self.name, description=self.description, parameters=self.parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class Specialist:
+    """One who answers callers.
+
+    `title` is for people, `description` tells the other specialists when to hand over to this one, and
+    `bridge` is spoken while it hands a caller over: it must not claim that anything is done.
+    """
+
+    name: str
+    title: str
+    description: str
+    instructions: str
+    tools: tuple[Tool, ...] = ()
+    bridge: str = ""
+
+    def tool(self, name: str) -> Tool:
+        for tool in self.tools:
+            if tool.name == name:
+                return tool
+        raise ToolRefused(f"There is no tool {name!r}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a specialist's module may build its data and tools from."""
+
+    catalogue: Catalogue
+    open_ticket: OpenTicketPort
+
+
+class Roster(Mapping[str, Specialist]):
+    """Specialists by name, in order; the first one greets. Raises RosterInvalid."""
+
+    def __init__(self, specialists: Iterable[Specialist]) -> None:
+        self._specialists: dict[str, Specialist] = {}
+        for specialist in specialists:
+            if not specialist.name.isidentifier() or specialist.name in self._specialists:
+                raise RosterInvalid(f"{specialist.name!r} is not a name, or it is on the roster twice")
+            if any(tool.name == TRANSFER for tool in specialist.tools):
+                raise RosterInvalid(f"{specialist.name!r} has a tool named {TRANSFER!r}, which is generated")
+            self._specialists[specialist.name] = specialist
+        if not self._specialists:
+            raise RosterInvalid("The roster is empty")
+
+    def __getitem__(self, name: str) -> Specialist:
+        return self._specialists[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specialists)
+
+    def __len__(self) -> int:
+        return len(self._specialists)
+
+    @property
+    def first(self) -> str:
+        return next(iter(self))
+
+    def transfer_schema(self, source: str) -> ToolSchema | None:
+        """The tool by which `source` hands a caller over; None when nobody else is there."""
+        others = [specialist for specialist in self.values() if specialist.name != source]
+        if not others:
+            return None
+        choices = "\n".join(f"{other.name}: {other.description}" for other in others)
+        return ToolSchema(
+            name=TRANSFER,
+            description=f"Hand the caller to a colleague who is better suited:\n{choices}",
+            parameters={
+                "type": "object",
+                "properties": {"specialist": {"type": "string", "enum": [other.name for other in others]}},
+                "required": ["specialist"],
+                "additionalProperties": False,
+            },
+        )
+
+
+def load_roster(modules: Sequence[str], services: Services) -> Roster:
+    """Import each named module and call its `specialist(services)`. Raises RosterInvalid.
+
+    A name without a dot is a file of `graphs/specialists`.
+    """
+    return Roster(_load(name if "." in name else f"graphs.specialists.{name}", services) for name in modules)
+
+
+def _load(module_name: str, services: Services) -> Specialist:
+    try:
+        factory = getattr(importlib.import_module(module_name), "specialist", None)
+    except ImportError as error:
+        raise RosterInvalid(f"{module_name} cannot be imported") from error
+    if not callable(factory):
+        raise RosterInvalid(f"{module_name} has no function `specialist`")
+    specialist = factory(services)
+    if not isinstance(specialist, Specialist):
+        raise RosterInvalid(f"{module_name}.specialist() did not return a Specialist")
+    return specialist
+
+
+def parse_arguments(call: ToolCall, schema: ToolSchema) -> Mapping[str, object]:
+    """The call's arguments as an object that fits the schema's names, strings and choices.
+
+    Raises ToolRefused with a sentence from which a model can correct itself.
+    """
+    try:
+        arguments = json.loads(call.arguments or "{}")
+    except ValueError as error:
+        raise ToolRefused(f"The arguments of {schema.name} are not JSON.") from error
+    if not isinstance(arguments, dict):
+        raise ToolRefused(f"The arguments of {schema.name} are not an object.")
+    properties = schema.parameters.get("properties", {})
+    if missing := [name for name in schema.parameters.get("required", ()) if name not in arguments]:
+        raise ToolRefused(f"{schema.name} needs {', '.join(missing)}.")
+    for name, value in arguments.items():
+        if name not in properties:
+            raise ToolRefused(f"{schema.name} has no argument {name!r}.")
+        _check_value(value, name=name, schema=properties[name])
+    return arguments
+
+
+def _check_value(value: object, *, name: str, schema: Mapping[str, Any]) -> None:
+    if schema.get("type") == "string" and not (isinstance(value, str) and value.strip()):
+        raise ToolRefused(f"{name} must be a text.")
+    if "enum" in schema and value not in schema["enum"]:
+        raise ToolRefused(f"{name} must be one of: {', '.join(map(str, schema['enum']))}.")

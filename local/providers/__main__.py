@@ -1,0 +1,73 @@
+"""The command `python -m local.providers`: loads the models and serves both providers on one port."""
+
+import argparse
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from aiohttp import web
+
+# Each of the libraries would start threads of its own, and one would report home.
+ENVIRONMENT = {
+    "ORT_DISABLE_TELEMETRY": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+KNOWLEDGE = Path(__file__).parents[2] / "graphs" / "knowledge" / "demo"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m local.providers", description=__doc__)
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--knowledge", type=Path, default=KNOWLEDGE, help="folder the answers come from")
+    parser.add_argument("--log", type=Path, help="file for one JSON line a request, with its text")
+    parser.add_argument("--first-token-delay", type=float, default=0.0, metavar="SECONDS")
+    parser.add_argument("--token-interval", type=float, default=0.005, metavar="SECONDS")
+    return parser.parse_args()
+
+
+def load_app(arguments: argparse.Namespace) -> web.Application:
+    """Loads the models, which takes seconds, and uses each once so that no caller waits for that."""
+    # Imported here because the libraries read their environment when they are loaded.
+    from local.providers.audio import read_pcm
+    from local.providers.embeddings import SentenceEmbedder
+    from local.providers.journal import Journal
+    from local.providers.recognition import Recogniser
+    from local.providers.responder import Responder
+    from local.providers.server import create_app
+    from local.providers.voice import Voice
+
+    def load_speech() -> tuple[Recogniser, Voice]:
+        recogniser, voice = Recogniser(), Voice()
+        for piece in voice.synthesize("Ready.", rate=16_000):
+            recogniser.transcribe(read_pcm(piece.pcm, rate=piece.rate))
+        return recogniser, voice
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        speech = pool.submit(load_speech)
+        embedder = SentenceEmbedder()
+        responder = Responder(knowledge=arguments.knowledge, embed=embedder.embed)
+        recogniser, voice = speech.result()
+    return create_app(
+        recogniser=recogniser,
+        voice=voice,
+        embedder=embedder,
+        responder=responder,
+        journal=Journal.at(arguments.log),
+        first_token_delay=arguments.first_token_delay,
+        token_interval=arguments.token_interval,
+    )
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    os.environ.update(ENVIRONMENT)
+    from local.providers.server import serve
+
+    asyncio.run(serve(load_app(arguments), port=arguments.port))
+
+
+if __name__ == "__main__":
+    main()

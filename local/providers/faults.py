@@ -1,0 +1,43 @@
+"""Switches that make the stand-in provider fail on purpose."""
+
+import asyncio
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from local.providers.errors import SwitchedOff
+
+Kind = Literal["stt", "tts", "llm"]
+Mode = Literal["ok", "fail", "hang"]
+
+LONGEST_HANG_SECONDS = 60.0
+
+
+class FaultSettings(BaseModel):
+    """What each kind of request does: answer, fail at once, or stay silent for a minute and then fail."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stt: Mode = "ok"
+    tts: Mode = "ok"
+    llm: Mode = "ok"
+
+
+class Faults:
+    """The settings in force; requests that already hang are not woken by a change."""
+
+    def __init__(self) -> None:
+        self.settings = FaultSettings()
+
+    def change(self, changes: FaultSettings) -> None:
+        """Takes over the kinds that `changes` names and leaves the others."""
+        self.settings = self.settings.model_copy(update=changes.model_dump(exclude_unset=True))
+
+    async def pass_through(self, kind: Kind) -> None:
+        """Returns when this kind works. Raises SwitchedOff."""
+        mode: Mode = getattr(self.settings, kind)
+        if mode == "ok":
+            return
+        if mode == "hang":
+            await asyncio.sleep(LONGEST_HANG_SECONDS)
+        raise SwitchedOff

@@ -1,0 +1,148 @@
+"""Finding the passage of a knowledge folder that answers a question, misheard words included."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher, get_close_matches
+from math import log
+
+import numpy as np
+from numpy.typing import NDArray
+
+Embed = Callable[[Sequence[str]], NDArray[np.float32]]
+
+#: A section answers a question from this score on: a cosine, plus a bonus for shared rare words.
+FITS = 0.42
+KEYWORD_WEIGHT = 0.3
+MAX_ANSWER_SENTENCES = 3
+MAX_ANSWER_WORDS = 40
+#: Two words of a speech recogniser count as the same from this likeness on.
+ALIKE = 0.8
+#: Shorter words are too easily alike.
+SHORTEST_FUZZY = 4
+
+
+def vocabulary(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+FILLERS = vocabulary(
+    """a about again ah all also am an and any anything are as ask asked asking at be because been but by can
+    could did do does dont else er for from get give going gonna got had has have he her here hey him his how
+    i if ill im into is it its ive just kind know let like lot may maybe me more much my need now of off oh on
+    one or our out question really right said say she should so some tell than that thats the their them then
+    there theres these they thing things this to today too uh um up us very want wanted was we well were what
+    whats when where which who will with wondering would you your youre"""
+)
+
+
+def tokens(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.casefold().replace("'", "").replace("\u2019", "").replace("_", " "))
+
+
+def words(text: str) -> frozenset[str]:
+    return frozenset(tokens(text))
+
+
+def content(text: str) -> frozenset[str]:
+    """The words that carry meaning; fillers, single letters and stray syllables do not."""
+    return frozenset(word for word in tokens(text) if word not in FILLERS and len(word) > 1)
+
+
+def stems(text: str) -> frozenset[str]:
+    return frozenset(re.sub(r"(?<=\w{3})(ing|ion|ed|es|s|e)$", "", word) for word in content(text))
+
+
+def likeness(one: str, other: str) -> float:
+    return SequenceMatcher(None, one, other, autojunk=False).ratio()
+
+
+def alike(heard: str, known: str) -> bool:
+    if min(len(heard), len(known)) < SHORTEST_FUZZY:
+        return heard == known
+    return likeness(heard, known) >= ALIKE
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading of a desk's file with its sentences; without sentences it only leads to the desk."""
+
+    desk: str
+    heading: str
+    sentences: tuple[str, ...] = ()
+
+    def speak(self) -> str:
+        """Its beginning, short enough to listen to."""
+        said: list[str] = []
+        for sentence in self.sentences[:MAX_ANSWER_SENTENCES]:
+            if said and len(" ".join((*said, sentence)).split()) > MAX_ANSWER_WORDS:
+                break
+            said.append(sentence)
+        return " ".join(said)
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """How well a section answers a question."""
+
+    section: Section
+    score: float
+
+
+class Index:
+    """Sections, found by meaning and by shared words."""
+
+    def __init__(self, sections: Iterable[Section], embed: Embed) -> None:
+        self._sections = tuple(sections)
+        self._embed = embed
+        texts = [" ".join((section.heading, *section.sentences)) for section in self._sections]
+        self._headings = [stems(section.heading) for section in self._sections]
+        self._texts = [stems(text) for text in texts]
+        self._known = sorted(content(" ".join(texts)))
+        spread = Counter(word for known in self._texts for word in known)
+        self._rarity = {word: log(1 + len(self._sections) / count) for word, count in spread.items()}
+        passages = [(i, text) for i, s in enumerate(self._sections) for text in (s.heading, *s.sentences)]
+        # Embedded in batches, each as slow as its longest text.
+        passages.sort(key=lambda passage: len(passage[1]))
+        self._owners = np.array([i for i, _ in passages], dtype=np.intp)
+        self._vectors = embed([text for _, text in passages])
+
+    def search(self, question: str) -> list[Match]:
+        """Every section with its score, best first; mends the question's spelling when nothing fits."""
+        matches = self._rank(question)
+        if matches[0].score < FITS and (mended := self._mend(question)) != question:
+            return self._rank(mended)
+        return matches
+
+    def _rank(self, question: str) -> list[Match]:
+        closeness = self._vectors @ self._embed([question])[0]
+        asked = stems(question)
+        matches = []
+        for i, section in enumerate(self._sections):
+            shared = (self._shared(asked, self._headings[i]) + self._shared(asked, self._texts[i])) / 2
+            meaning = float(closeness[self._owners == i].max())
+            matches.append(Match(section, meaning + KEYWORD_WEIGHT * shared))
+        return sorted(matches, key=lambda match: -match.score)
+
+    def _shared(self, asked: frozenset[str], known: frozenset[str]) -> float:
+        """The part of the words, by rarity, that is known; 0 to 1. Words nobody knows do not count."""
+        total = sum(self._rarity.get(word, 0.0) for word in asked)
+        return sum(self._rarity.get(word, 0.0) for word in asked & known) / total if total else 0.0
+
+    def _mend(self, question: str) -> str:
+        """The question with unknown words replaced by known ones that sound alike."""
+        mended = []
+        for word in tokens(question):
+            unknown = word in content(word) and len(word) >= SHORTEST_FUZZY
+            mended += (get_close_matches(word, self._known, 1, ALIKE) if unknown else []) or [word]
+        return " ".join(mended)
+
+
+def read_sections(desk: str, page: str) -> Iterable[Section]:
+    """The sections of a desk's Markdown, and one that leads to the desk for those who ask for it by name."""
+    for block in re.split(r"^## ", page, flags=re.MULTILINE)[1:]:
+        heading, _, text = block.partition("\n")
+        sentences = re.split(r"(?<=[.?!])\s+", " ".join(text.split()))
+        yield Section(desk, heading.strip(), tuple(sentence for sentence in sentences if sentence))
+    yield Section(desk, f"Please put me through to {desk.replace('_', ' ')}")

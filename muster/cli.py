@@ -1,0 +1,182 @@
+"""The `muster` command: start the local stack, hold a call with it, look at it."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from local.errors import LocalError
+from local.parts import ALL_PARTS, FLOWER, StackOptions
+from local.paths import home_directory
+from local.stack import Stack
+from local.state import StateFile
+
+_TITLES = {
+    "control_plane": "Control plane: tokens for callers",
+    "agent_service": "Agent service: /join and /leave",
+    "livekit": "LiveKit: the rooms",
+    "flower": "Flower: the tasks",
+    "providers": "Stand-in speech and language models",
+    "redis": "Redis",
+}
+
+
+@click.group()
+@click.version_option(package_name="muster")
+def main() -> None:
+    """Muster: a fleet of voice agents that join a LiveKit call when they are told to.
+
+    \b
+    muster demo                         start everything, hold one spoken call, stop
+    muster up                           start everything and stay
+    muster call --say "What do you sell?"   talk to the agents of `muster up`
+    """
+
+
+@main.command()
+@click.option("--slots", type=click.IntRange(1), default=2, show_default=True, help="Calls per worker at a time.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Worker processes.")
+@click.option("--no-flower", is_flag=True, help="Leave out Flower, the window on the tasks.")
+def up(slots: int, workers: int, no_flower: bool) -> None:
+    """Start the whole stack on this machine and stay until Ctrl-C.
+
+    Nothing needs an account: speech and language models are stood in for, unless OPENAI_API_KEY or
+    ELEVEN_API_KEY is set. A taken port is replaced by a free one.
+    """
+    console = Console()
+    parts = ALL_PARTS - {FLOWER} if no_flower else ALL_PARTS
+    with launched_stack(StackOptions(parts=parts, slots=slots, workers=workers), console) as stack:
+        stack.wait_ready()
+        user, password = stack.flower_login
+        console.print(_url_table(stack.urls, user=user, password=password))
+        console.print(f"Logs: {stack.directory}")
+        console.print("Talk to it from another terminal: [bold]muster call --say 'What are your prices?'[/bold]")
+        console.print("Ctrl-C stops it.", style="dim")
+        with suppress(KeyboardInterrupt):
+            stack.wait()
+        stack.check()
+
+
+@main.command()
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder for recording and transcript [default: the run's].",
+)
+def demo(output: Path | None) -> None:
+    """Start the stack, hold one spoken call with its agent, show it like a chat, stop."""
+    console = Console()
+    with launched_stack(StackOptions(), console) as stack:
+        # Loads for a second or more: time in which the stack starts.
+        from muster.calls import run_demo
+
+        stack.wait_ready()
+        code = run_demo(urls=stack.urls, console=console, output=output or stack.directory / "call")
+    raise SystemExit(code)
+
+
+@main.command()
+@click.option("--say", multiple=True, metavar="TEXT", help="A sentence for the agent; repeat it for more turns.")
+@click.option(
+    "--wav",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Play this recording (16 bit) to the agent instead.",
+)
+@click.option("--room", help="Name of the room [default: a new one].")
+@click.option("--no-leave", is_flag=True, help="Hang up without sending the agent away with /leave.")
+def call(say: tuple[str, ...], wav: Path | None, room: str | None, no_leave: bool) -> None:
+    """Call the agents of a running `muster up` and talk to one."""
+    if not say and wav is None:
+        raise click.UsageError("Nothing to say: give --say TEXT or --wav FILE.")
+    console = Console()
+    with _readable_errors(console):
+        urls = StateFile(home=home_directory()).running().urls
+        from muster.calls import run_call
+
+        code = run_call(urls=urls, say=say, wav=wav, room=room, leave=not no_leave, console=console)
+    raise SystemExit(code)
+
+
+@main.command()
+def status() -> None:
+    """Show the running stack: its addresses, its processes, its logs."""
+    console = Console()
+    with _readable_errors(console):
+        state = StateFile(home=home_directory()).running()
+    console.print(_url_table(state.urls, user=state.flower_user, password=state.flower_password))
+    minutes = (time.time() - state.started_at) / 60
+    console.print(f"Supervisor: process {state.pid}, for {minutes:.0f} minutes")
+    console.print("Parts: " + ", ".join(f"{name} {pid}" for name, pid in state.parts.items()))
+    console.print(f"Logs: {state.directory}")
+
+
+@contextmanager
+def launched_stack(options: StackOptions, console: Console) -> Iterator[Stack]:
+    """A launched stack that is stopped in the end, whatever happened; its troubles end the command with 1."""
+    started = time.monotonic()
+    main_thread = threading.get_ident()
+    stack = Stack(
+        options=options,
+        on_ready=lambda name, seconds: console.print(
+            f"  [green]ready[/green] {name:<14} {time.monotonic() - started:5.1f} s"
+        ),
+        # Wakes whatever the command is waiting for; the stack knows what broke.
+        on_failure=lambda: signal.pthread_kill(main_thread, signal.SIGINT),
+    )
+    with _readable_errors(console):
+        _let_signals_interrupt()
+        stack.launch()
+        for note in stack.notes:
+            console.print(note, style="yellow")
+        try:
+            yield stack
+        except KeyboardInterrupt:
+            stack.check()
+            raise SystemExit(128 + signal.SIGINT) from None
+        finally:
+            _stop(stack, console)
+
+
+def _stop(stack: Stack, console: Console) -> None:
+    def hurry(number: int, frame: FrameType | None) -> None:
+        stack.kill_all()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, hurry)
+    console.print("Stopping; Ctrl-C again kills at once.", style="dim")
+    stack.stop()
+
+
+def _let_signals_interrupt() -> None:
+    """SIGTERM and a closed terminal stop the stack just as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+
+
+@contextmanager
+def _readable_errors(console: Console) -> Iterator[None]:
+    try:
+        yield
+    except LocalError as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        raise SystemExit(1) from None
+
+
+def _url_table(urls: Mapping[str, str], *, user: str, password: str) -> Table:
+    table = Table(box=None, show_header=False)
+    for name, title in _TITLES.items():
+        if name in urls:
+            login = f"  [dim]user[/dim] {user} [dim]password[/dim] {password}" if name == FLOWER else ""
+            table.add_row(title, f"[bold]{urls[name]}[/bold]{login}")
+    return table

@@ -1,0 +1,283 @@
+"""The Python client of both services: sessions of the agent service, tokens of the control plane."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import httpx
+from pydantic import Field, TypeAdapter, ValidationError
+
+from muster.errors import (
+    AgentUnavailable,
+    FleetFull,
+    InvalidRequest,
+    NoWorker,
+    RequestRefused,
+    ServiceUnreachable,
+    SessionNotFound,
+    StateUnavailable,
+    UnexpectedAnswer,
+)
+
+#: Joining writes to Redis with a bound of its own of about a second; this is far above.
+DEFAULT_TIMEOUT = 10.0
+
+Metadata = Mapping[str, str | int | float | bool | None]
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A session that was asked for; `created` is false when the room had one already."""
+
+    session_id: str
+    room: str
+    status: str
+    created: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A session that was asked to end, and how far it has come."""
+
+    session_id: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionTimings:
+    """When a session reached its milestones, unix seconds; None for those still ahead."""
+
+    admitted_at: float | None = None
+    claimed_at: float | None = None
+    connected_at: float | None = None
+    first_audio_at: float | None = None
+    ended_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """An agent's stay in a room, as the fleet knows it."""
+
+    session_id: str
+    room: str
+    status: str
+    user_id: str | None = None
+    reason: str | None = None
+    epoch: int | None = None
+    worker: str | None = None
+    created_at: float | None = None
+    timings: SessionTimings = SessionTimings()
+
+    @property
+    def over(self) -> bool:
+        return self.status in {"ended", "failed"}
+
+
+@dataclass(frozen=True, slots=True)
+class TurnTimings:
+    """Where the time of an answer went, as the agent measured it.
+
+    `speech_ended_at` and `first_audio_at` are unix seconds on the agent's clock, the rest are seconds.
+    """
+
+    speech_ended_at: float
+    endpointing: float
+    stt: float
+    graph_llm: float
+    tts: float
+    first_audio_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEvent:
+    """What happened between two utterances: a "transfer" from `source` to `target`, a "tool" `name`."""
+
+    kind: str
+    source: Annotated[str | None, Field(alias="from")] = None
+    target: Annotated[str | None, Field(alias="to")] = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One committed item of a conversation: words, or an event between them.
+
+    `text` of an interrupted answer is the part that was heard. Only an answer to speech has `timings`,
+    only the role "event" an `event`.
+    """
+
+    cursor: str
+    role: Literal["user", "assistant", "event"]
+    item_id: str | None = None
+    text: str | None = None
+    specialist: str | None = None
+    interrupted: bool = False
+    at: float | None = None
+    timings: TurnTimings | None = None
+    event: TurnEvent | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnPage:
+    """Turns behind a cursor, oldest first, and the cursor to go on with."""
+
+    turns: tuple[Turn, ...]
+    cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentError:
+    """Why the agent cannot join a room for which a token was given all the same."""
+
+    code: str
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallerToken:
+    """A caller's way into a room, and the session that was started there."""
+
+    token: str = field(repr=False)
+    url: str
+    room: str
+    identity: str
+    session: Joined | None = None
+    agent_error: AgentError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Sessions:
+    sessions: tuple[Session, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """application/problem+json."""
+
+    code: str = ""
+    title: str | None = None
+    detail: str | None = None
+    request_id: str | None = None
+
+
+REFUSALS: Mapping[str, type[RequestRefused]] = {
+    "invalid_request": InvalidRequest,
+    "session_not_found": SessionNotFound,
+    "fleet_full": FleetFull,
+    "no_worker": NoWorker,
+    "redis_unavailable": StateUnavailable,
+    "agent_unavailable": AgentUnavailable,
+}
+
+
+class MusterClient:
+    """Talks to the agent service and, when its address is given, to the control plane.
+
+    Every method raises `ServiceUnreachable` when nobody answers, a `RequestRefused` by the problem's
+    code when the service says no, and `UnexpectedAnswer` for anything else. Usable from several threads
+    and as a context manager. `transport` replaces the network, for tests.
+    """
+
+    def __init__(
+        self,
+        agent_service: str,
+        *,
+        control_plane: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._agent_service = agent_service.rstrip("/")
+        self._control_plane = control_plane.rstrip("/") if control_plane else None
+        self._http = httpx.Client(timeout=timeout, transport=transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def join(
+        self,
+        *,
+        room: str,
+        user_id: str,
+        metadata: Metadata | None = None,
+        idempotency_key: str | None = None,
+    ) -> Joined:
+        """Sends an agent into `room`. Repeating it with the same key never starts a second session."""
+        body = {"room": room, "user_id": user_id} | ({"metadata": dict(metadata)} if metadata else {})
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
+        return self._ask(Joined, "POST", f"{self._agent_service}/join", json=body, headers=headers)
+
+    def leave(self, session_id: str) -> Leaving:
+        """Asks the agent to leave; harmless when it has left. Raises `SessionNotFound`."""
+        return self._ask(Leaving, "POST", f"{self._agent_service}/leave", json={"session_id": session_id})
+
+    def session(self, session_id: str) -> Session:
+        """One session, live or over. Raises `SessionNotFound`."""
+        return self._ask(Session, "GET", f"{self._agent_service}/sessions/{session_id}")
+
+    def sessions(self, *, state: str | None = None) -> tuple[Session, ...]:
+        """All sessions the fleet knows, or those in a `state` such as "live"."""
+        query = {"state": state} if state else {}
+        return self._ask(_Sessions, "GET", f"{self._agent_service}/sessions", params=query).sessions
+
+    def turns(self, session_id: str, *, after: str | None = None) -> TurnPage:
+        """What was said in a session behind the cursor `after`, or from the beginning."""
+        query = {"after": after} if after else {}
+        return self._ask(TurnPage, "GET", f"{self._agent_service}/sessions/{session_id}/turns", params=query)
+
+    def token(
+        self,
+        *,
+        room: str,
+        identity: str,
+        metadata: Metadata | None = None,
+        ttl: int | None = None,
+        agent: Literal["required", "optional"] = "required",
+    ) -> CallerToken:
+        """A token for a caller, whose agent is on its way when this returns.
+
+        With `agent="optional"` a token is given even if no agent can join; `agent_error` tells why.
+        """
+        if self._control_plane is None:
+            raise ValueError("a token needs the control plane's address")
+        body: dict[str, Any] = {"room": room, "identity": identity, "agent": agent}
+        body |= {"metadata": dict(metadata)} if metadata else {}
+        body |= {"ttl": ttl} if ttl else {}
+        return self._ask(CallerToken, "POST", f"{self._control_plane}/api/v1/livekit/token", json=body)
+
+    def _ask(self, kind: type[Answer], method: str, url: str, **request: Any) -> Answer:
+        try:
+            response = self._http.request(method, url, **request)
+        except httpx.TransportError as error:
+            raise ServiceUnreachable(f"{url} does not answer: {error}") from error
+        if response.is_error:
+            raise _refusal(response)
+        try:
+            return TypeAdapter(kind).validate_json(response.content)
+        except ValidationError as error:
+            raise UnexpectedAnswer(f"{url} answered in an unexpected form: {error}") from error
+
+
+def _refusal(response: httpx.Response) -> RequestRefused | UnexpectedAnswer:
+    try:
+        problem = TypeAdapter(_Problem).validate_json(response.content)
+    except ValidationError:
+        return UnexpectedAnswer(f"{response.url} answered {response.status_code} without a reason")
+    retry_after = response.headers.get("Retry-After", "")
+    return REFUSALS.get(problem.code, RequestRefused)(
+        problem.detail or problem.title,
+        code=problem.code,
+        status=response.status_code,
+        request_id=problem.request_id,
+        retry_after=float(retry_after) if retry_after.isdigit() else None,
+    )

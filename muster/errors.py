@@ -1,0 +1,77 @@
+"""What can go wrong between the command, the Python client and the two services.
+
+MusterError
+├── ServiceUnreachable      nobody answers at the address
+├── UnexpectedAnswer        somebody answers, but not in the services' language
+├── CallFailed              a simulated call could not be held
+└── RequestRefused          the service said no, with a code
+    ├── InvalidRequest      invalid_request
+    ├── SessionNotFound     session_not_found
+    └── AgentUnavailable    the agent cannot join; try again later
+        ├── FleetFull           fleet_full
+        ├── NoWorker            no_worker
+        └── StateUnavailable    redis_unavailable
+"""
+
+
+class MusterError(Exception):
+    """Something went wrong."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or self.__doc__)
+
+
+class ServiceUnreachable(MusterError):
+    """The service does not answer."""
+
+
+class UnexpectedAnswer(MusterError):
+    """The service gave an answer that this client does not understand."""
+
+
+class CallFailed(MusterError):
+    """The call could not be held."""
+
+
+class RequestRefused(MusterError):
+    """The service refused the request."""
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        code: str = "",
+        status: int = 0,
+        request_id: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+        self.request_id = request_id
+        #: Seconds after which the service suggests to try again.
+        self.retry_after = retry_after
+
+
+class InvalidRequest(RequestRefused):
+    """The service does not accept a request like this."""
+
+
+class SessionNotFound(RequestRefused):
+    """There is no session with this id."""
+
+
+class AgentUnavailable(RequestRefused):
+    """No agent can join at the moment."""
+
+
+class FleetFull(AgentUnavailable):
+    """All agents are busy and the queue is full."""
+
+
+class NoWorker(AgentUnavailable):
+    """No worker is running."""
+
+
+class StateUnavailable(AgentUnavailable):
+    """The service cannot reach its state."""

@@ -1,0 +1,43 @@
+"""What all tests share: a real Redis server, emptied before each test."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from local.errors import RedisMissing
+from local.ports import PortPicker
+from tests.redis_server import RedisServer
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A server of the tests' own; without one tests are skipped, on CI they fail."""
+    try:
+        server = RedisServer(port=PortPicker().pick(), directory=tmp_path_factory.mktemp("redis"))
+    except RedisMissing as missing:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(missing))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_database(request: pytest.FixtureRequest) -> str:
+    """The URL of the database that tests share: TEST_REDIS_URL, else the tests' own server's."""
+    given = os.environ.get("TEST_REDIS_URL")
+    if given:
+        return given
+    server: RedisServer = request.getfixturevalue("redis_server")
+    return server.url
+
+
+@pytest.fixture
+def redis_url(redis_database: str) -> str:
+    """The URL of a database that is empty when the test starts."""
+    with redis.Redis.from_url(redis_database) as client:
+        client.flushdb()
+    return redis_database

@@ -1,0 +1,102 @@
+"""A worker whose sessions have no audio: everything else of it is real."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import redis
+
+from worker.fleet import admission, records
+from worker.fleet.app import create_worker
+from worker.fleet.child import Child
+from worker.fleet.errors import MoveRefused, SessionNotFound, StateUnavailable
+from worker.fleet.redis_operations import connect, run
+from worker.fleet.session import Reason, Session, State
+from worker.fleet.settings import FleetSettings
+from worker.fleet.tasks import RunSession
+
+logger = logging.getLogger(__name__)
+
+#: Names of the Redis keys in which tests see what a session has been told.
+TOLD_TO_DRAIN = "test:told_to_drain"
+LIVES = "test:lives"
+
+
+class SilentSession(RunSession):
+    """Claims, stamps, waits for the command to leave and records its end, as a call does.
+
+    The metadata's `fault` makes it "hang", "raise" or "panic" (die at once) when it is live.
+    """
+
+    def preload(self) -> None:
+        if os.environ.get("TEST_PRELOAD_STARTS_A_THREAD"):
+            threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+    def serve(self, session_id: str, epoch: int, *, child: Child, announce: Callable[[str], None]) -> None:
+        settings = FleetSettings.from_env()
+        with connect(settings.redis_url) as client:
+            child.slot.hold(session_id, epoch)
+            try:
+                session = run(
+                    client,
+                    records.claim(session_id, epoch=epoch, owner=child.worker_id, lifetime=settings.session_hold),
+                )
+            except (MoveRefused, SessionNotFound):
+                child.slot.clear()
+                return
+            hold = settings.session_hold
+            assert run(client, admission.confirm(session.tenant, session.room, session_id, hold=hold))
+            self._go_live(client, session, lifetime=hold)
+            announce("live")
+            self._misbehave(session)
+            with child.watch(on_drain=lambda: _tell(client, TOLD_TO_DRAIN, session_id)):
+                self._wait_for_leave(settings.redis_url, session, child)
+            run(client, records.end(session, Reason.LEFT))
+            run(client, admission.release(session.tenant, session.room, session_id))
+            child.slot.clear()
+
+    def _go_live(self, client: "redis.Redis", session: Session, *, lifetime: float) -> None:
+        for state in (State.WAITING, State.LIVE):
+            run(
+                client,
+                records.move(
+                    session.session_id,
+                    state,
+                    epoch=session.epoch,
+                    owner=session.owner,
+                    lifetime=lifetime,
+                    stamp="connected_at",
+                ),
+            )
+        _tell(client, LIVES, session.session_id)
+
+    def _misbehave(self, session: Session) -> None:
+        fault = session.metadata.get("fault")
+        if fault == "hang":
+            time.sleep(60)
+        if fault == "raise":
+            raise RuntimeError("a session that breaks without recording its end")
+        if fault == "panic":
+            os.abort()
+
+    def _wait_for_leave(self, redis_url: str, session: Session, child: Child) -> None:
+        while True:
+            child.slot.stamp()
+            try:
+                with connect(redis_url) as client:
+                    if client.xread({records.commands_key(session.session_id): "0"}, block=200):
+                        return
+            except redis.RedisError:
+                time.sleep(0.2)
+
+
+def _tell(client: "redis.Redis", key: str, session_id: str) -> None:
+    try:
+        client.rpush(key, session_id)
+    except redis.RedisError as error:
+        raise StateUnavailable() from error
+
+
+app = create_worker(SilentSession)

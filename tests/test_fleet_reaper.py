@@ -1,0 +1,188 @@
+"""The leading keeper's judgement, on a real Redis and a clock that the test turns."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+import pytest
+import redis.asyncio
+
+from tests.fleet_sessions import new_session
+from worker.fleet import admission, records, workers
+from worker.fleet.endings import Endings
+from worker.fleet.ghosts import Ghosts, RoomServerSettings
+from worker.fleet.reaper import LEAVING, UNCLAIMED, UNPUBLISHED, UNRECORDED, Observation, Reaper
+from worker.fleet.redis_operations import connect_async, run_async
+from worker.fleet.session import Reason, Session, State
+from worker.fleet.workers import BEAT, LEASE
+
+WORKER = "worker@test#00000000"
+
+
+class Bench:
+    """A reaper, its clock and what it publishes."""
+
+    def __init__(self, client: "redis.asyncio.Redis") -> None:
+        self.client = client
+        self.now = 0.0
+        self.published: list[str] = []
+        self.endings = Endings(client=client, remove_ghost=Ghosts(RoomServerSettings()).remove)
+        self.reaper = Reaper(
+            client=client,
+            tenant="default",
+            worker_id=WORKER,
+            endings=self.endings,
+            publish=lambda session: self.published.append(session.session_id),
+            clock=lambda: self.now,
+        )
+
+    async def lease(self) -> None:
+        status = workers.WorkerStatus(worker_id=WORKER, name="worker", slots=2, busy=0, draining=False, started_at=0.0)
+        await run_async(self.client, workers.renew(status))
+
+    async def admit(self, session: Session, *, hold: float = 30) -> None:
+        admit = admission.admit("default", session.room, session.session_id, join_ttl=hold, limit=9)
+        assert (await run_async(self.client, admit)).outcome == "admitted"
+
+    async def queue(self, session: Session, *, hold: float = 30) -> Session:
+        await self.admit(session, hold=hold)
+        await run_async(self.client, records.create(session, lifetime=60))
+        return session
+
+    async def claim(self, session: Session, *, owner: str = WORKER) -> Session:
+        return await run_async(self.client, records.claim(session.session_id, epoch=1, owner=owner, lifetime=60))
+
+    async def judge(self, *, after: float = 0.0) -> None:
+        """Judge now, and again after so many seconds."""
+        await self.reaper.judge()
+        if after:
+            self.now += after
+            await self.reaper.judge()
+
+    async def get(self, session: Session) -> Session:
+        found = await run_async(self.client, records.read(session.session_id))
+        assert found is not None
+        return found
+
+    async def holders(self) -> list[str]:
+        return [*await run_async(self.client, admission.holders("default"))]
+
+
+@pytest.fixture
+async def bench(redis_url: str) -> AsyncIterator[Bench]:
+    async with connect_async(redis_url) as client:
+        bench = Bench(client)
+        await bench.lease()
+        yield bench
+        await bench.endings.close()
+
+
+async def test_a_session_whose_owner_has_no_lease_fails_and_its_ghost_is_looked_for(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    session = await bench.claim(await bench.queue(new_session()), owner="gone@test#1")
+    with caplog.at_level(logging.INFO):
+        await bench.judge()
+        await bench.endings.close()
+    failed = await bench.get(session)
+    assert (failed.state, failed.reason) == (State.FAILED, Reason.WORKER_LOST)
+    assert await bench.holders() == []
+    assert bench.endings.counts == {Reason.WORKER_LOST: 1}
+    assert f"session {session.session_id}: no LiveKit settings" in caplog.text
+
+
+async def test_an_owner_with_a_lease_is_never_touched(bench: Bench) -> None:
+    session = await bench.claim(await bench.queue(new_session()))
+    await bench.judge(after=3600)
+    assert (await bench.get(session)).state is State.CONNECTING
+    assert await bench.holders() == [session.session_id]
+
+
+async def test_a_join_past_its_deadline_fails_although_its_hold_has_ended_by_itself(bench: Bench) -> None:
+    session = await bench.queue(new_session(join_ttl=-1), hold=0.001)
+    await asyncio.sleep(0.01)
+    assert await bench.holders() == []
+    await bench.judge()
+    failed = await bench.get(session)
+    assert (failed.state, failed.reason) == (State.FAILED, Reason.JOIN_EXPIRED)
+
+
+async def test_an_unpublished_session_is_published_soon_and_then_every_few_seconds(bench: Bench) -> None:
+    session = await bench.queue(new_session())
+    await bench.judge(after=UNPUBLISHED - 0.1)
+    assert bench.published == []
+    await bench.judge(after=0.2)
+    assert bench.published == [session.session_id]
+    assert (await bench.get(session)).published_at is not None
+    await bench.judge(after=UNCLAIMED - 0.1)
+    assert len(bench.published) == 1
+    await bench.judge(after=0.2)
+    assert len(bench.published) == 2
+    await bench.claim(session)
+    await bench.judge(after=UNCLAIMED + 1)
+    assert len(bench.published) == 2
+
+
+async def test_a_hold_without_a_record_is_released_and_its_room_is_free(bench: Bench) -> None:
+    session = new_session()
+    await bench.admit(session)
+    await bench.judge(after=UNRECORDED - 0.1)
+    assert await bench.holders() == [session.session_id]
+    await bench.judge(after=0.2)
+    assert await bench.holders() == []
+    await bench.admit(new_session(room=session.room))
+
+
+async def test_a_session_that_is_over_holds_its_room_only_while_its_owner_leaves(bench: Bench) -> None:
+    leaving = await bench.claim(await bench.queue(new_session(room="leaving")))
+    dead = await bench.claim(await bench.queue(new_session(room="dead")), owner="gone@test#1")
+    for session in (leaving, dead):
+        await run_async(bench.client, records.end(session, Reason.LEFT))
+    await bench.judge(after=LEAVING - 0.1)
+    assert await bench.holders() == [leaving.session_id]
+    await bench.judge(after=0.2)
+    assert await bench.holders() == []
+    assert (await bench.get(leaving)).reason is Reason.LEFT
+
+
+async def test_joins_open_one_lease_after_they_were_found_closed_without_a_break(bench: Bench) -> None:
+    async def ready() -> bool:
+        return (await run_async(bench.client, workers.fleet())).ready
+
+    await bench.reaper.open_joins()
+    bench.now += LEASE - 0.1
+    await bench.reaper.open_joins()
+    bench.reaper.forget_joins()
+    bench.now += 0.2
+    await bench.reaper.open_joins()
+    assert not await ready()
+    bench.now += LEASE
+    await bench.reaper.open_joins()
+    assert await ready()
+
+
+def test_only_a_whole_lease_without_a_break_suffices_to_judge() -> None:
+    now = 0.0
+    observation = Observation(lambda: now)
+
+    def beats(seconds: float) -> None:
+        nonlocal now
+        for _ in range(round(seconds / BEAT)):
+            now += BEAT
+            observation.saw()
+
+    beats(LEASE)
+    assert not observation.suffices
+    beats(BEAT)
+    assert observation.suffices
+    observation.broke()
+    assert not observation.suffices
+    beats(LEASE)
+    assert not observation.suffices
+    beats(BEAT)
+    assert observation.suffices
+    # The keeper itself was suspended.
+    now += LEASE
+    assert not observation.suffices
+    beats(BEAT)
+    assert not observation.suffices

@@ -1,0 +1,278 @@
+"""Real workers on a real Redis: what becomes of sessions when processes, machines and servers fail or are stopped."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+
+from local.ports import PortPicker
+from tests.fleet_app import LIVES, TOLD_TO_DRAIN
+from tests.fleet_sessions import new_session
+from tests.fleet_workers import Fleet, Worker, keys_without_expiry, wait_until
+from tests.redis_server import RedisServer
+from worker.fleet import admission, records, workers
+from worker.fleet.keeper import HUNG
+from worker.fleet.redis_operations import run
+from worker.fleet.session import Reason, Session, State
+from worker.fleet.workers import LEADER_LOCK, LEASE
+
+#: Issue 3's bound for a lost worker.
+LOST = LEASE + LEADER_LOCK + 2
+
+
+@contextmanager
+def empty_fleet(redis_database: str, *, number: int) -> Iterator[Fleet]:
+    """A database of its own, so that workers keep their leases while other tests flush."""
+    redis_url = f"{redis_database.rpartition('/')[0]}/{number}"
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushdb()
+    fleet = Fleet(redis_url)
+    yield fleet
+    fleet.close()
+
+
+@pytest.fixture(scope="module")
+def fleet(redis_database: str) -> Iterator[Fleet]:
+    with empty_fleet(redis_database, number=9) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def stays(fleet: Fleet) -> Iterator[Worker]:
+    """The worker that all tests of this module may count on; joins are open."""
+    with fleet.worker("stays") as worker:
+        fleet.open_joins()
+        yield worker
+
+
+def status(fleet: Fleet, name: str) -> workers.WorkerStatus | None:
+    return next((worker for worker in run(fleet.client, workers.fleet()).workers if worker.name == name), None)
+
+
+def test_joins_open_one_lease_after_the_first_worker_came(fleet: Fleet) -> None:
+    started = time.monotonic()
+    with fleet.worker("first") as first:
+        assert not run(fleet.client, workers.fleet()).ready
+        wait_until(lambda: run(fleet.client, workers.fleet()).ready, within=LEASE + 3)
+        assert time.monotonic() - started > LEASE
+        first.terminate()
+        assert first.wait() == 0
+    assert run(fleet.client, workers.fleet()).workers == []
+
+
+def test_a_session_is_run_until_any_replica_is_told_to_leave_it(fleet: Fleet, stays: Worker) -> None:
+    session = fleet.live(fleet.join("leave"))
+    assert session.owner.startswith("stays@test#")
+
+    replica = Fleet(fleet.redis_url)
+    assert replica.control.leave(session.session_id).outcome == "asked"
+    over = fleet.over(session)
+    assert replica.control.leave(session.session_id).outcome == "over"
+    replica.close()
+
+    assert (over.state, over.reason) == (State.ENDED, Reason.LEFT)
+    fleet.wait_until_free(session, within=1)
+    everlasting = {"leases", "status", "leader", "ready"}
+    assert {key.rpartition(":")[2] for key in keys_without_expiry(fleet.client)} <= everlasting | {"live"}
+    assert fleet.client.zcard("muster:{t:default}:live") == 0
+
+
+def test_a_dead_child_fails_its_session_at_once_and_no_other(fleet: Fleet, stays: Worker) -> None:
+    bystander = fleet.live(fleet.join("bystander"))
+    started = time.monotonic()
+    victim = fleet.join("victim", fault="panic")
+    over = fleet.over(victim, within=2)
+    fleet.wait_until_free(victim, within=2)
+    assert time.monotonic() - started < 2
+
+    assert (over.state, over.reason) == (State.FAILED, Reason.WORKER_LOST)
+    # The slot serves again, and the end is not overwritten by what comes later.
+    successor = fleet.live(fleet.join("victim"))
+    fleet.leave(bystander, successor)
+    assert fleet.control.leave(victim.session_id).session.state is State.FAILED
+
+
+def test_a_hung_child_is_killed_and_its_session_fails(fleet: Fleet, stays: Worker) -> None:
+    session = fleet.join("hung", fault="hang")
+    fleet.live(session)
+    over = fleet.over(session, within=HUNG + 2)
+    assert over.reason is Reason.WORKER_LOST
+    fleet.wait_until_free(session, within=1)
+
+
+def test_a_task_that_breaks_without_an_end_has_its_session_ended(fleet: Fleet, stays: Worker) -> None:
+    over = fleet.over(fleet.join("broken", fault="raise"), within=3)
+    assert (over.state, over.reason) == (State.FAILED, Reason.INTERNAL_ERROR)
+    fleet.wait_until_free(over, within=1)
+
+
+def test_a_killed_keeper_is_started_again_and_calls_go_on(fleet: Fleet, stays: Worker) -> None:
+    session = fleet.live(fleet.join("without keeper"))
+    old = stays.keeper
+    old.kill()
+    wait_until(lambda: not old.is_running(), within=3)
+    assert fleet.client.zadd("muster:{workers}:leases", {session.owner: 0}, xx=True, ch=True) == 1
+    wait_until(lambda: (now := status(fleet, "stays")) is not None and now.busy == 1, within=5)
+    assert fleet.get(session).state is State.LIVE
+    fleet.leave(session)
+
+
+def test_a_session_whose_message_was_not_published_is_published_by_the_leader(fleet: Fleet, stays: Worker) -> None:
+    def fail(session: Session) -> None:
+        raise ConnectionRefusedError
+
+    joined = fleet.replica(publish=fail).join(room="no message", user_id="caller", metadata={})
+    assert joined.created
+    live = fleet.live(joined.session, within=6)
+    assert live.published_at is not None
+    fleet.leave(live)
+
+
+def test_a_join_that_finds_no_slot_in_time_fails_and_frees_its_room(fleet: Fleet, stays: Worker) -> None:
+    taken = [fleet.live(fleet.join(f"taken {number}")) for number in range(2)]
+    hurried = Fleet(fleet.redis_url, {"MUSTER_JOIN_TTL": "1"})
+    waiting = hurried.join("no slot")
+    assert waiting.state is State.QUEUED
+    over = fleet.over(waiting, within=4)
+    hurried.close()
+    assert (over.state, over.reason) == (State.FAILED, Reason.JOIN_EXPIRED)
+    fleet.wait_until_free(waiting, within=1)
+    fleet.leave(*taken)
+
+
+def test_a_used_idle_worker_drains_and_exits_with_0(fleet: Fleet, stays: Worker) -> None:
+    with fleet.worker("used", slots=1) as used:
+        children = [child.pid for child in used.children]
+        fleet.leave(fleet.live_on(used, "once"))
+        used.terminate()
+        # The drain signal comes after 1.2 s; the child that ran a session survives it.
+        time.sleep(1.3)
+        assert [child.pid for child in used.children] == children
+        assert used.wait() == 0
+        assert status(fleet, "used") is None
+
+
+def test_a_draining_worker_keeps_its_call_and_swallows_no_join(fleet: Fleet, stays: Worker) -> None:
+    with fleet.worker("drained", slots=2) as drained:
+        session = fleet.live_on(drained, "drained")
+        drained.terminate()
+        wait_until(lambda: any("draining, 1" in line for line in drained.lines), within=2)
+        # Into the blocking read that is still under way.
+        joined_at = time.monotonic()
+        others = [fleet.join(f"meanwhile {number}") for number in range(2)]
+        owners = {fleet.live(other).owner for other in others}
+        assert time.monotonic() - joined_at < 1
+        assert all(owner.startswith("stays@") for owner in owners)
+        wait_until(lambda: session.session_id in fleet.client.lrange(TOLD_TO_DRAIN, 0, -1), within=3)
+        draining = status(fleet, "drained")
+        assert draining is not None and draining.draining
+        assert fleet.get(session).state is State.LIVE
+        assert drained.process.poll() is None
+        fleet.leave(session)
+        left_at = time.monotonic()
+        assert drained.wait(5) == 0
+        print(f"\nlast session over -> drained worker gone: {time.monotonic() - left_at:.2f} s")
+        fleet.leave(*others)
+
+
+def test_a_second_sigterm_waits_for_the_call_and_exits_with_0(fleet: Fleet, stays: Worker) -> None:
+    with fleet.worker("twice", slots=1) as twice:
+        session = fleet.live_on(twice, "twice")
+        twice.terminate()
+        time.sleep(0.3)
+        twice.terminate()
+        time.sleep(1.5)
+        assert fleet.get(session).state is State.LIVE
+        assert status(fleet, "twice") is not None
+        fleet.leave(session)
+        assert twice.wait(8) == 0
+        assert status(fleet, "twice") is None
+
+
+def test_a_worker_that_dies_whole_fails_its_sessions_while_another_lives(fleet: Fleet, stays: Worker) -> None:
+    own = fleet.live_on(stays, "survivor")
+    with fleet.worker("doomed", slots=1) as doomed:
+        session = fleet.live_on(doomed, "doomed")
+        died_at = time.monotonic()
+        doomed.die()
+        over = fleet.over(session, within=LOST)
+        fleet.wait_until_free(session, within=LOST)
+        print(f"\nmachine death -> failed and free: {time.monotonic() - died_at:.2f} s")
+        assert time.monotonic() - died_at < LOST
+    assert (over.state, over.reason) == (State.FAILED, Reason.WORKER_LOST)
+    assert fleet.get(own).state is State.LIVE
+    fleet.leave(own)
+
+
+def test_sessions_of_the_last_worker_fail_soon_after_the_next_one_starts(redis_database: str) -> None:
+    with empty_fleet(redis_database, number=10) as fleet:
+        with fleet.worker("last", slots=1) as last:
+            fleet.open_joins()
+            session = fleet.live(fleet.join("last"))
+            last.die()
+        started_at = time.monotonic()
+        with fleet.worker("next", slots=1):
+            over = fleet.over(session, within=LOST)
+            fleet.wait_until_free(session, within=LOST)
+            print(f"\nnext worker's start -> failed and free: {time.monotonic() - started_at:.2f} s")
+            assert time.monotonic() - started_at < LOST
+        assert (over.state, over.reason) == (State.FAILED, Reason.WORKER_LOST)
+
+
+def test_an_outage_of_redis_longer_than_a_lease_ends_no_call(tmp_path: Path) -> None:
+    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
+    server.start()
+    fleet = Fleet(server.url)
+    try:
+        with fleet.worker("one", slots=1) as one, fleet.worker("two", slots=1) as two:
+            fleet.open_joins()
+            sessions = [fleet.live_on(worker, f"call of {worker.name}") for worker in (one, two)]
+            server.freeze()
+            time.sleep(LEASE + 1)
+            server.thaw()
+            time.sleep(1)
+            server.stop()
+            server.start()
+            # By now whoever leads has judged.
+            time.sleep(LEASE + 2)
+            assert [fleet.get(session).state for session in sessions] == [State.LIVE, State.LIVE]
+            fleet.leave(*sessions)
+    finally:
+        fleet.close()
+        server.stop()
+
+
+def test_a_parent_with_a_second_thread_does_not_fork(fleet: Fleet) -> None:
+    worker = Worker("threaded", fleet.redis_url, TEST_PRELOAD_STARTS_A_THREAD="1")
+    try:
+        assert worker.wait() != 0
+        assert "has 2 threads" in "".join(worker.lines)
+    finally:
+        worker.close()
+
+
+def test_nothing_of_a_worker_survives_its_parent(fleet: Fleet) -> None:
+    with fleet.worker("orphaned", slots=1) as worker:
+        processes = worker.processes()
+        worker.process.kill()
+        _, alive = psutil.wait_procs(processes[1:], timeout=2)
+        assert alive == []
+
+
+def test_a_worker_reads_recovery_first_then_its_own_queue_then_new_sessions(redis_database: str) -> None:
+    queues = ["sessions", "worker.ordered", "recovery"]
+    with empty_fleet(redis_database, number=11) as fleet:
+        for queue in queues:
+            session = new_session(session_id=queue, room=queue)
+            run(fleet.client, records.create(session, lifetime=60))
+            admit = admission.admit("default", session.room, session.session_id, join_ttl=30, limit=10)
+            assert run(fleet.client, admit).outcome == "admitted"
+            fleet.send(session, queue=queue)
+        with fleet.worker("ordered", slots=1):
+            for queue in reversed(queues):
+                fleet.leave(fleet.live(new_session(session_id=queue)))
+        assert fleet.client.lrange(LIVES, 0, -1) == queues[::-1]

@@ -1,0 +1,236 @@
+"""The model adapters: what reaches the server, what comes back, and who is asked when one fails."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+
+import pytest
+from aiohttp import web
+from openai import AsyncOpenAI
+
+from graphs.entities import LLMEvent, Message, Token, ToolCall, ToolCallStarted, ToolSchema, UsageReported
+from graphs.errors import LLMUnavailable
+from graphs.llm.fallback import FallbackLLM
+from graphs.llm.openai import OpenAILLM
+from graphs.ports import LLMPort
+from tests.scripted_llm import ScriptedLLM, says
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+QUESTION = (Message(id="u", role="user", content="hi"),)
+
+
+@asynccontextmanager
+async def served(handler: Handler, *, timeout: float = 5.0) -> AsyncGenerator[OpenAILLM, None]:
+    """An adapter whose client, with retries as an SDK has them by default, talks to a real HTTP server."""
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", handler)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    try:
+        async with AsyncOpenAI(api_key="test", base_url=url) as client:
+            yield OpenAILLM(client, model="small", timeout=timeout)
+    finally:
+        await runner.cleanup()
+
+
+async def stream(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    return response
+
+
+async def send(response: web.StreamResponse, chunk: object) -> None:
+    data = chunk if isinstance(chunk, str) else json.dumps(chunk)
+    await response.write(f"data: {data}\n\n".encode())
+
+
+def chunk(**delta: object) -> dict[str, object]:
+    return {"id": "x", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta}]}
+
+
+def tool_piece(index: int, *, arguments: str, **start: object) -> dict[str, object]:
+    function = {"arguments": arguments} | ({"name": start.pop("name")} if "name" in start else {})
+    return chunk(tool_calls=[{"index": index, "function": function, **start}])
+
+
+def replies(*chunks: object) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = await stream(request)
+        for piece in chunks:
+            await send(response, piece)
+        await send(response, "[DONE]")
+        return response
+
+    return handler
+
+
+async def ask(llm: LLMPort, tools: Sequence[ToolSchema] = ()) -> list[LLMEvent]:
+    async with aclosing(llm(QUESTION, tools)) as events:
+        return [event async for event in events]
+
+
+async def test_the_exact_body_that_reaches_the_server() -> None:
+    bodies = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        bodies.append(await request.json())
+        return await replies(chunk(content="ok"))(request)
+
+    call = ToolCall("c1", "look_up", '{"product": "pro"}')
+    messages = [
+        Message(id="s", role="system", content="Be brief.", specialist="sales"),
+        Message(id="u", role="user", content="How much?"),
+        Message(id="c", role="assistant", tool_calls=(call,)),
+        Message(id="r", role="tool", content='{"price": 49}', tool_call_id="c1"),
+        Message(id="a", role="assistant", content="Forty", interrupted=True),
+    ]
+    tool = ToolSchema("look_up", "Find a price.", {"type": "object", "properties": {}})
+    async with served(handler) as llm, aclosing(llm(messages, [tool])) as events:
+        assert [event async for event in events] == [Token("ok")]
+    function = {"name": "look_up", "description": "Find a price.", "parameters": tool.parameters}
+    wire_call = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": call.arguments}}
+    assert bodies == [
+        {
+            "model": "small",
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "How much?"},
+                {"role": "assistant", "content": None, "tool_calls": [wire_call]},
+                {"role": "tool", "content": '{"price": 49}', "tool_call_id": "c1"},
+                {"role": "assistant", "content": "Forty"},
+            ],
+            "tools": [{"type": "function", "function": function}],
+        }
+    ]
+
+
+async def test_no_tools_are_mentioned_when_there_are_none() -> None:
+    bodies = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        bodies.append(await request.json())
+        return await replies(chunk(content="ok"))(request)
+
+    async with served(handler) as llm:
+        await ask(llm)
+    assert "tools" not in bodies[0]
+
+
+async def test_a_tool_call_in_pieces_is_announced_by_name_and_then_complete() -> None:
+    usage = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
+    handler = replies(
+        tool_piece(0, id="c1", type="function", name="a", arguments=""),
+        tool_piece(0, arguments='{"x"'),
+        tool_piece(1, id="c2", type="function", name="b", arguments="{}"),
+        tool_piece(0, arguments=": 1}"),
+        {"id": "x", "object": "chat.completion.chunk", "choices": [], "usage": usage},
+    )
+    async with served(handler) as llm:
+        assert await ask(llm) == [
+            ToolCallStarted("c1", "a"),
+            ToolCallStarted("c2", "b"),
+            UsageReported(7, 2),
+            ToolCall("c1", "a", '{"x": 1}'),
+            ToolCall("c2", "b", "{}"),
+        ]
+
+
+async def test_closing_the_answer_closes_the_connection() -> None:
+    gone = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = await stream(request)
+        try:
+            for _ in range(1000):
+                await send(response, chunk(content="word "))
+                await asyncio.sleep(0.01)
+        finally:
+            gone.set()
+        return response
+
+    async with served(handler) as llm:
+        async with aclosing(llm(QUESTION, ())) as events:
+            assert await anext(events) == Token("word ")
+        await asyncio.wait_for(gone.wait(), 2)
+
+
+@pytest.mark.parametrize(("status", "retryable"), [(401, False), (400, False), (429, True), (503, True)])
+async def test_an_error_answer_is_asked_once_and_says_whether_to_retry(status: int, retryable: bool) -> None:
+    asked = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        asked.append(status)
+        return web.json_response({"error": {"message": "no"}}, status=status)
+
+    async with served(handler) as llm:
+        with pytest.raises(LLMUnavailable) as caught:
+            await ask(llm)
+    assert caught.value.retryable is retryable
+    assert asked == [status]
+
+
+async def test_a_silent_server_is_given_up_after_the_timeout() -> None:
+    over = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        await over.wait()
+        return web.Response()
+
+    async with served(handler, timeout=0.2) as llm:
+        with pytest.raises(LLMUnavailable) as caught:
+            await ask(llm)
+        over.set()
+    assert caught.value.retryable
+
+
+@pytest.mark.parametrize("poison", ['{"error": {"message": "overloaded"}}', "{not json"])
+async def test_an_error_inside_the_stream_is_an_error_of_the_model(poison: str) -> None:
+    async with served(replies(chunk(content="We"), poison)) as llm:
+        heard = []
+        with pytest.raises(LLMUnavailable):
+            async with aclosing(llm(QUESTION, ())) as events:
+                async for event in events:
+                    heard.append(event)
+    assert heard == [Token("We")]
+
+
+async def test_nobody_listening_is_an_error_of_the_model() -> None:
+    async with AsyncOpenAI(api_key="test", base_url="http://127.0.0.1:1/v1") as client:
+        with pytest.raises(LLMUnavailable) as caught:
+            await ask(OpenAILLM(client, model="small"))
+    assert caught.value.retryable
+
+
+def unavailable() -> LLMUnavailable:
+    return LLMUnavailable(cause=ConnectionError(), retryable=True)
+
+
+async def test_the_next_model_answers_when_the_first_fails_before_its_first_token() -> None:
+    second = ScriptedLLM(says("Hello."))
+    assert await ask(FallbackLLM(ScriptedLLM([unavailable()]), second)) == [Token("Hello.")]
+
+
+async def test_the_next_model_is_left_alone_while_the_first_works() -> None:
+    second = ScriptedLLM()
+    assert await ask(FallbackLLM(ScriptedLLM(says("Hello.")), second)) == [Token("Hello.")]
+    assert second.requests == []
+
+
+async def test_an_answer_that_broke_off_is_never_started_over_by_another_model() -> None:
+    second = ScriptedLLM(says("Hello."))
+    with pytest.raises(LLMUnavailable):
+        await ask(FallbackLLM(ScriptedLLM([*says("We"), unavailable()]), second))
+    assert second.requests == []
+
+
+async def test_when_every_model_fails_the_last_error_is_raised() -> None:
+    last = unavailable()
+    with pytest.raises(LLMUnavailable) as caught:
+        await ask(FallbackLLM(ScriptedLLM([unavailable()]), ScriptedLLM([last])))
+    assert caught.value is last

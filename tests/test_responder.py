@@ -1,0 +1,305 @@
+"""The stand-in's small model: it routes, uses tools and answers, whatever the recogniser made of a sentence."""
+
+import json
+import os
+import re
+import zlib
+from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from graphs.entities import LLMEvent, Message, Token, ToolCallStarted, ToolSchema, Transferred
+from graphs.entities import ToolCall as RequestedCall
+from graphs.knowledge.catalogue import DEMO, load_catalogue
+from graphs.prompt import system_prompt
+from graphs.roster import Roster, Services, load_roster
+from graphs.specialists import ROSTER
+from graphs.supervisor import build_supervisor
+from graphs.tickets import SQLiteTickets
+from local.providers.passages import MAX_ANSWER_WORDS, read_sections
+from local.providers.responder import ASK_AGAIN, GOODBYE, HELLO, TAKE_YOUR_TIME, Answer, Responder
+from tests.scripted_llm import spoken, take
+
+ROUTING = [
+    ("front_desk", "At what time do you close on weekdays?"),
+    ("front_desk", "uh could you tell me how i find you"),
+    ("front_desk", "is there somewhere i can leave my car"),
+    ("front_desk", "I have not received a bill this month"),
+    ("front_desk", "oh what are you're opening ours"),
+    ("front_desk", "are you guys looking for people to hire"),
+    ("front_desk", "I'd like to complain about your service"),
+    ("front_desk", "what happens if i pay too late"),
+    ("front_desk", "Hello, good morning."),
+    ("front_desk", "who won the football match"),
+    ("sales", "What would the family plan cost me?"),
+    ("sales", "What does the pro-plane cost?"),
+    ("sales", "the do students get a discount"),
+    ("sales", "What plans do you have"),
+    ("sales", "can I try it for free first"),
+    ("sales", "How much for the business plane"),
+    ("sales", "I need an offer for my company"),
+    ("sales", "can i switch to a bigger plan"),
+    ("sales", "Can you tell me the prize of the pro plan?"),
+    ("sales", "i'm interested in buying fast internet for my house"),
+    ("tech_support", "my internet is down"),
+    ("tech_support", "My rooter does not work."),
+    ("tech_support", "in my router keeps restarting"),
+    ("tech_support", "red light on the root her"),
+    ("tech_support", "I can't remember my password"),
+    ("tech_support", "your app keeps crashing"),
+    ("tech_support", "what does error thirty mean"),
+    ("tech_support", "downloads are really really slow"),
+    ("tech_support", "the wireless doesn't reach the bedroom"),
+    ("tech_support", "I would like to open a ticket"),
+]
+OFFER = "If that does not help, I can open a ticket."
+
+
+def bag_of_words(texts: Sequence[str]) -> NDArray[np.float32]:
+    """Unit vectors that are close when texts share words."""
+    vectors = np.full((len(texts), 512), 1e-6, np.float32)
+    for row, text in zip(vectors, texts, strict=True):
+        for word in re.findall(r"[a-z]+", text.lower()):
+            row[zlib.crc32(word.encode()) % 512] += 1
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+
+@pytest.fixture(scope="module")
+def responder() -> Responder:
+    return Responder(knowledge=DEMO, embed=bag_of_words)
+
+
+@pytest.fixture(scope="module")
+def fluent() -> Responder:
+    """With the embeddings that the stand-in uses."""
+    try:
+        from local.providers.embeddings import SentenceEmbedder
+
+        return Responder(knowledge=DEMO, embed=SentenceEmbedder().embed)
+    except ModuleNotFoundError:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip("the sentence embeddings are not installed")
+
+
+@pytest.fixture(scope="module")
+def roster(tmp_path_factory: pytest.TempPathFactory) -> Roster:
+    tickets = SQLiteTickets(tmp_path_factory.mktemp("tickets") / "tickets.db")
+    return load_roster(ROSTER, Services(catalogue=load_catalogue(), open_ticket=tickets))
+
+
+Ask = Callable[..., Answer]
+
+
+def wire_tool(tool: ToolSchema) -> dict[str, object]:
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {"type": "function", "function": function}
+
+
+def wire_message(message: Message) -> dict[str, object]:
+    calls = [{"function": {"name": call.name, "arguments": call.arguments}} for call in message.tool_calls]
+    return {"role": message.role, "content": message.content or None, "tool_calls": calls or None}
+
+
+def ask(model: Responder, roster: Roster, desk: str, *turns: str, since: Sequence[Message] = ()) -> Answer:
+    """What the model does when `turns`, the caller's and the agent's in turn, were said to `desk`."""
+    specialist = roster[desk]
+    transfer = roster.transfer_schema(desk)
+    tools = [*([transfer] if transfer else []), *(tool.schema for tool in specialist.tools)]
+    messages = [Message(id="system", role="system", content=system_prompt(specialist, {}))]
+    for number, text in enumerate(turns):
+        messages.append(Message(id=str(number), role="assistant" if number % 2 else "user", content=text))
+    return model.answer([*map(wire_message, (*messages, *since))], [*map(wire_tool, tools)])
+
+
+def called(name: str, result: object) -> list[Message]:
+    """The messages of a tool call that was made since the caller spoke."""
+    call = RequestedCall("c1", name, "{}")
+    return [
+        Message(id="c", role="assistant", tool_calls=(call,)),
+        Message(id="r", role="tool", content=json.dumps(result), tool_call_id="c1"),
+    ]
+
+
+def only_call(answer: Answer) -> tuple[str, dict[str, object]]:
+    (call,) = answer.tool_calls
+    return call.name, call.arguments
+
+
+def test_varied_and_misheard_sentences_reach_the_right_desk(fluent: Responder, roster: Roster) -> None:
+    wrong = []
+    for desk, sentence in ROUTING:
+        answer = ask(fluent, roster, "front_desk", sentence)
+        reached = only_call(answer)[1]["specialist"] if answer.tool_calls else "front_desk"
+        if reached != desk:
+            wrong.append((sentence, reached))
+    assert len(wrong) <= 2, wrong
+
+
+def test_the_same_question_gets_the_same_answer(responder: Responder, roster: Roster) -> None:
+    answers = {ask(responder, roster, "front_desk", "What are your opening hours?") for _ in range(3)}
+    assert len(answers) == 1
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [("What are your opening hours?", "nine to six"), ("where can i find parking", "free parking")],
+)
+def test_a_question_for_the_own_desk_is_answered_from_its_file(
+    fluent: Responder, roster: Roster, question: str, words: str
+) -> None:
+    answer = ask(fluent, roster, "front_desk", question)
+    assert words in answer.text and not answer.tool_calls
+
+
+@pytest.mark.parametrize("page", sorted(DEMO.glob("*.md")), ids=lambda page: page.stem)
+def test_every_section_can_be_spoken_briefly_and_starts_soon(page: Path) -> None:
+    for section in read_sections(page.stem, page.read_text()):
+        if section.sentences:
+            assert len(section.speak().split()) <= MAX_ANSWER_WORDS
+            assert len(section.sentences[0].split()) <= 14, section
+
+
+def test_the_list_of_all_plans_is_long_enough_to_interrupt(fluent: Responder, roster: Roster) -> None:
+    answer = ask(fluent, roster, "sales", "What plans do you offer?")
+    assert len(answer.text.split()) >= 25
+
+
+@pytest.mark.parametrize(
+    ("sentence", "product"),
+    [
+        ("How much is the pro plan?", "pro plan"),
+        ("what does the pro-plane cost", "pro plan"),
+        ("what's the price of the bro plan", "pro plan"),
+        ("how expensive is the mesh booster", "mesh booster"),
+        ("oh and how much do i pay for family", "family plan"),
+    ],
+)
+def test_a_price_is_looked_up_even_when_the_product_was_misheard(
+    responder: Responder, roster: Roster, sentence: str, product: str
+) -> None:
+    answer = ask(responder, roster, "sales", sentence)
+    assert only_call(answer) == ("look_up_price", {"product": product})
+
+
+def test_a_price_question_leans_on_what_was_said_before(responder: Responder, roster: Roster) -> None:
+    told = "The basic plan is our smallest."
+    answer = ask(responder, roster, "sales", "tell me about the basic plan", told, "how much is that")
+    assert only_call(answer) == ("look_up_price", {"product": "basic plan"})
+
+
+def test_an_unclear_price_question_is_asked_back(responder: Responder, roster: Roster) -> None:
+    answer = ask(responder, roster, "sales", "what does it cost")
+    assert answer.text.startswith("Which one") and "pro plan" in answer.text
+
+
+def test_a_tools_summary_is_said(responder: Responder, roster: Roster) -> None:
+    since = called("look_up_price", {"price_dollars": 49, "summary": "It costs forty nine dollars."})
+    answer = ask(responder, roster, "sales", "how much is the pro plan", since=since)
+    assert answer == Answer("It costs forty nine dollars.")
+
+
+def test_a_tools_error_is_owned_up_to(responder: Responder, roster: Roster) -> None:
+    since = called("open_ticket", {"error": "The store is away."})
+    answer = ask(responder, roster, "tech_support", "a ticket please", since=since)
+    assert "did not work" in answer.text and not answer.tool_calls
+
+
+@pytest.mark.parametrize(
+    "reply", ["Yes, please.", "it did not help", "still the same", "can you open a ticket for that", "a tickets please"]
+)
+def test_asking_for_a_ticket_or_accepting_one_opens_it_with_the_problem(
+    responder: Responder, roster: Roster, reply: str
+) -> None:
+    problem = "my router keeps restarting since Monday"
+    answer = ask(responder, roster, "tech_support", problem, OFFER, reply)
+    assert only_call(answer) == ("open_ticket", {"summary": problem})
+
+
+def test_a_declined_ticket_is_not_opened(responder: Responder, roster: Roster) -> None:
+    assert ask(responder, roster, "tech_support", "my router", OFFER, "no thanks that's all") == Answer(GOODBYE)
+
+
+def test_after_a_hand_over_the_new_desk_answers_and_sends_nobody_back(responder: Responder, roster: Roster) -> None:
+    since = called("transfer_to", {"transferred_to": "sales"})
+    assert not ask(responder, roster, "sales", "what are your opening hours", since=since).tool_calls
+    assert only_call(ask(responder, roster, "sales", "how much is the pro plan", since=since)) == (
+        "look_up_price",
+        {"product": "pro plan"},
+    )
+    assert "sales" in ask(responder, roster, "sales", "please put me through to sales", since=since).text
+
+
+@pytest.mark.parametrize(
+    ("words", "reply"),
+    [
+        ("Hello, good morning.", HELLO),
+        ("sorry, stop please", TAKE_YOUR_TIME),
+        ("Oh, wait a moment.", TAKE_YOUR_TIME),
+        ("thank you very much, goodbye", GOODBYE),
+        ("", ASK_AGAIN),
+        ("elephants sing purple songs", ASK_AGAIN),
+    ],
+)
+def test_small_talk_and_nonsense_get_a_polite_reply(
+    responder: Responder, roster: Roster, words: str, reply: str
+) -> None:
+    assert ask(responder, roster, "front_desk", words) == Answer(reply)
+
+
+def test_a_colleague_without_a_file_is_found_by_their_description(responder: Responder) -> None:
+    choices = {"type": "object", "properties": {"specialist": {"type": "string", "enum": ["gardening"]}}}
+    tool = ToolSchema("transfer_to", "Hand over to:\ngardening: lawns, roses, hedges", choices)
+    messages: list[dict[str, object]] = [
+        {"role": "system", "content": "You are the agent front_desk."},
+        {"role": "user", "content": [{"type": "text", "text": "my roses and hedges"}]},
+    ]
+    assert only_call(responder.answer(messages, [wire_tool(tool)])) == (
+        "transfer_to",
+        {"specialist": "gardening"},
+    )
+
+
+class RespondingLLM:
+    """The responder as an `LLMPort`, without the server between."""
+
+    def __init__(self, model: Responder) -> None:
+        self._model = model
+        self._calls = 0
+
+    async def __call__(
+        self, messages: Sequence[Message], tools: Sequence[ToolSchema]
+    ) -> AsyncGenerator[LLMEvent, None]:
+        answer = self._model.answer([*map(wire_message, messages)], [*map(wire_tool, tools)])
+        if answer.text:
+            yield Token(answer.text)
+        for call in answer.tool_calls:
+            self._calls += 1
+            call_id = f"call_{self._calls}"
+            yield ToolCallStarted(call_id, call.name)
+            yield RequestedCall(call_id, call.name, json.dumps(call.arguments))
+
+
+async def test_a_whole_conversation_with_the_supervisor(fluent: Responder, tmp_path: Path) -> None:
+    tickets = SQLiteTickets(tmp_path / "tickets.db")
+    agent = build_supervisor(llm=RespondingLLM(fluent), open_ticket=tickets, slots={})
+    talk = [
+        ("What are your opening hours?", "front_desk", "nine to six"),
+        ("And what does the pro-plane cost?", "sales", "forty nine dollars"),
+        ("What plans do you offer?", "sales", "four plans"),
+        ("Sorry. Stop, please.", "sales", "take your time"),
+        ("a my router keeps restarting.", "tech_support", "Unplug it"),
+        ("Please open a ticket for that.", "tech_support", "Your ticket is open"),
+        ("Thank you, goodbye.", "tech_support", "Goodbye"),
+    ]
+    transfers = []
+    for number, (question, desk, words) in enumerate(talk):
+        events = await take(agent, question, turn_id=f"turn_{number}")
+        reply = spoken(events)
+        assert words in reply and agent.active == desk, (question, reply)
+        agent.commit_assistant(f"turn_{number}", reply, interrupted=False, item_id=f"item_{number}")
+        transfers += [event.target for event in events if isinstance(event, Transferred)]
+    assert transfers == ["sales", "tech_support"]

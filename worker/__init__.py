@@ -1,0 +1,1 @@
+"""The agent's side: `fleet` decides who runs which session, `call` holds one live call."""

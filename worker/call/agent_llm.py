@@ -1,0 +1,94 @@
+"""Our own `llm.LLM`: LiveKit asks it for a reply, and the conversation behind `AgentPort` gives it."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+from livekit.agents import APIConnectionError, APIConnectOptions, llm
+from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS
+
+from graphs.entities import AgentEvent, TextDelta, UsageReported, UserTurn
+from graphs.errors import LLMUnavailable
+from graphs.ports import AgentPort
+
+#: Told each event of a turn: its id, the event, and when it came (`time.time()`).
+Observer = Callable[[str, AgentEvent, float], None]
+
+
+class AgentLLM(llm.LLM[Any]):
+    """Turns a user's item of the chat context into a turn of the agent, and its text into chunks.
+
+    The agent remembers the conversation itself, so that only the newest user item is read.
+    """
+
+    def __init__(self, agent: AgentPort, *, observe: Observer, warm: Callable[[], Awaitable[object]]) -> None:
+        super().__init__()
+        self.agent = agent
+        self.observe = observe
+        self._warm = warm
+        #: One turn at a time: an interrupted turn is closed before the next one starts.
+        self.turn_lock = asyncio.Lock()
+
+    @property
+    def model(self) -> str:
+        """The name under which LiveKit reports it."""
+        return "muster-graph"
+
+    @property
+    def provider(self) -> str:
+        """The provider under which LiveKit reports it."""
+        return "muster"
+
+    async def _prewarm_impl(self) -> None:
+        await self._warm()
+
+    def chat(
+        self,
+        *,
+        chat_ctx: llm.ChatContext,
+        tools: list[llm.Tool] | None = None,
+        conn_options: APIConnectOptions = DEFAULT_API_CONNECT_OPTIONS,
+        **_: Any,
+    ) -> llm.LLMStream:
+        """A stream of the reply to the newest user item."""
+        return _TurnStream(self, chat_ctx=chat_ctx, tools=tools or [], conn_options=conn_options)
+
+
+class _TurnStream(llm.LLMStream):
+    def __init__(self, llm: AgentLLM, **options: Any) -> None:
+        super().__init__(llm, **options)
+        self._agent_llm = llm
+        # A sentence that was spoken is not repeated by a retry.
+        self._retry_on_chunk_sent = False
+
+    async def _run(self) -> None:
+        turn = _newest_turn(self._chat_ctx)
+        async with self._agent_llm.turn_lock:
+            try:
+                async with aclosing(self._agent_llm.agent.respond(turn)) as events:
+                    async for event in events:
+                        self._agent_llm.observe(turn.turn_id, event, time.time())
+                        self._send(turn, event)
+            except LLMUnavailable as error:
+                raise APIConnectionError(str(error), retryable=error.retryable) from error
+
+    def _send(self, turn: UserTurn, event: AgentEvent) -> None:
+        if isinstance(event, TextDelta):
+            delta = llm.ChoiceDelta(role="assistant", content=event.text)
+            self._event_ch.send_nowait(llm.ChatChunk(id=turn.turn_id, delta=delta))
+        elif isinstance(event, UsageReported):
+            usage = llm.CompletionUsage(
+                prompt_tokens=event.prompt_tokens,
+                completion_tokens=event.completion_tokens,
+                total_tokens=event.prompt_tokens + event.completion_tokens,
+            )
+            self._event_ch.send_nowait(llm.ChatChunk(id=turn.turn_id, usage=usage))
+
+
+def _newest_turn(chat_ctx: llm.ChatContext) -> UserTurn:
+    newest = next(
+        item for item in reversed(chat_ctx.items) if isinstance(item, llm.ChatMessage) and item.role == "user"
+    )
+    return UserTurn(turn_id=newest.id, text=newest.text_content or "")

@@ -1,0 +1,21 @@
+"""The exceptions of a call; a class's docstring is its message.
+
+CallError
+├── ConnectFailed
+└── SpeechNotRendered
+"""
+
+
+class CallError(Exception):
+    """The call failed."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").strip())
+
+
+class ConnectFailed(CallError):
+    """The room could not be joined."""
+
+
+class SpeechNotRendered(CallError):
+    """The voice provider did not render a fixed phrase."""

@@ -1,0 +1,273 @@
+"""One call from the joined room to its end: greeting, conversation, timers, and one way out with a reason."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from livekit import rtc
+from livekit.agents import (
+    AgentSession,
+    AgentStateChangedEvent,
+    CloseEvent,
+    ConversationItemAddedEvent,
+    ErrorEvent,
+    TurnHandlingOptions,
+    UserStateChangedEvent,
+    inference,
+    llm,
+    utils,
+)
+from livekit.agents.voice import SpeechHandle, io, room_io
+
+from worker.call import phrases
+from worker.call.agent_llm import AgentLLM
+from worker.call.ending import Countdown, Ending
+from worker.call.providers import Providers, connect_options
+from worker.call.settings import CallSettings
+from worker.call.timings import TurnClock
+from worker.call.voice_agent import VoiceAgent
+from worker.fleet.session import Reason, Session
+
+logger = logging.getLogger(__name__)
+
+#: Somebody decided it, the caller or an operator; every other disconnect may be a lost connection that comes back.
+_CALLER_LEFT = frozenset(
+    {
+        rtc.DisconnectReason.CLIENT_INITIATED,
+        rtc.DisconnectReason.USER_REJECTED,
+        rtc.DisconnectReason.PARTICIPANT_REMOVED,
+    }
+)
+_ROOM_GONE = frozenset({rtc.DisconnectReason.ROOM_DELETED, rtc.DisconnectReason.ROOM_CLOSED})
+#: Turns in a row that may fail before the call is given up.
+_FAILURES_FORGIVEN = 1
+#: Seconds the last words may take.
+_FAREWELL_LIMIT = 12.0
+#: Seconds the session and the room may take to close.
+_CLOSE_LIMIT = 5.0
+
+
+class Call:
+    """The agent in one room; belongs to one event loop.
+
+    `spoken` is the audio of the fixed phrases by text. `on_first_audio` is called when the agent is audible for the
+    first time.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        settings: CallSettings,
+        room: rtc.Room,
+        ending: Ending,
+        providers: Providers,
+        agent_llm: AgentLLM,
+        voice_agent: VoiceAgent,
+        clock: TurnClock,
+        spoken: Mapping[str, bytes],
+        on_first_audio: Callable[[], None],
+    ) -> None:
+        self._session = session
+        self._settings = settings
+        self._room = room
+        self._ending = ending
+        self._voice_agent = voice_agent
+        self._clock = clock
+        self._spoken = spoken
+        self._on_first_audio = on_first_audio
+        self._failures = 0
+        self._farewell: asyncio.Task[None] | None = None
+        self._idle = Countdown(ending, Reason.IDLE, seconds=settings.idle_timeout)
+        self._lost = Countdown(ending, Reason.CALLER_LOST, seconds=settings.caller_lost_grace)
+        self._duration = Countdown(ending, Reason.MAX_DURATION, seconds=settings.max_duration)
+        self._voice: AgentSession[None] = AgentSession(
+            stt=providers.stt,
+            llm=agent_llm,
+            tts=providers.tts,
+            vad=inference.VAD(),
+            turn_handling=_turn_handling(settings),
+            use_tts_aligned_transcript=True,
+            conn_options=connect_options(settings),
+            # Callers bring their own echo cancellation; deaf first seconds would swallow a barge-in.
+            aec_warmup_duration=None,
+            # Waiting for the words of a caller who has left only holds the slot.
+            session_close_transcript_timeout=0.2,
+            user_away_timeout=None,
+        )
+        self._user_state, self._agent_state = "listening", "initializing"
+        self._listen_to_voice(providers)
+        self._listen_to_room()
+
+    async def start(self) -> None:
+        """Start the pipeline on the joined room."""
+        self._duration.start()
+        await self._voice.start(
+            self._voice_agent,
+            room=self._room,
+            record=False,
+            session_host=False,
+            room_options=room_io.RoomOptions(
+                participant_identity=self._session.user_id,
+                # A lost connection and a hang-up are told apart here, not by the framework.
+                close_on_disconnect=False,
+                delete_room_on_close=False,
+                audio_output=room_io.AudioOutputOptions(track_name="agent"),
+                text_input=False,
+            ),
+        )
+        assert self._voice.output.audio is not None
+        self._voice.output.audio.on("playback_started", self._guarded(self._playback_started))
+
+    async def wait_for_caller(self) -> bool:
+        """Until the caller is in the room and hears the agent; False when the call ends before."""
+        arrived = await self._ending.unless_decided(
+            self._voice.room_io.wait_for_ready(), timeout=self._settings.caller_arrival_timeout
+        )
+        if not arrived:
+            self._ending.decide(Reason.CALLER_NEVER_ARRIVED)
+        return arrived
+
+    def greet(self) -> None:
+        """Say the greeting."""
+        self._idle.start()
+        self._say(self._settings.greeting)
+
+    async def close(self) -> None:
+        """Fall silent, leave the room, then take the pipeline down."""
+        for countdown in (self._idle, self._lost, self._duration):
+            countdown.stop()
+        if self._farewell is not None:
+            await utils.aio.cancel_and_wait(self._farewell)
+        self._voice.output.set_audio_enabled(False)
+        await self._bounded("room", self._room.disconnect())
+
+    async def close_pipeline(self) -> None:
+        """What may take a moment after the room was left."""
+        await self._bounded("pipeline", self._voice.aclose())
+
+    async def _bounded(self, what: str, closing: Awaitable[object]) -> None:
+        try:
+            async with asyncio.timeout(_CLOSE_LIMIT):
+                await closing
+        except TimeoutError:
+            logger.warning("%s did not close in time", what, extra={"session": self._session.session_id})
+
+    def _say(self, text: str, *, interruptible: bool = True) -> SpeechHandle:
+        return self._voice.say(
+            text,
+            audio=phrases.frames(self._spoken[text]),
+            allow_interruptions=interruptible,
+        )
+
+    def _listen_to_voice(self, providers: Providers) -> None:
+        providers.stt.on("metrics_collected", self._guarded(self._clock.recognised))
+        self._voice.on("conversation_item_added", self._guarded(self._item_added))
+        self._voice.on("user_state_changed", self._guarded(self._user_state_changed))
+        self._voice.on("agent_state_changed", self._guarded(self._agent_state_changed))
+        self._voice.on("error", self._guarded(self._provider_failed))
+        self._voice.on("close", self._guarded(self._voice_closed))
+
+    def _listen_to_room(self) -> None:
+        self._room.on("disconnected", self._guarded(self._disconnected))
+        self._room.on("participant_connected", self._guarded(self._participant_connected))
+        self._room.on("participant_disconnected", self._guarded(self._participant_disconnected))
+
+    def _guarded(self, handle: Callable[..., None]) -> Callable[..., None]:
+        """An emitter swallows what its handlers raise, and the call would just go silent: end it instead."""
+
+        def handler(*arguments: Any) -> None:
+            try:
+                handle(*arguments)
+            except Exception:
+                logger.exception("a handler failed", extra={"session": self._session.session_id})
+                self._ending.decide(Reason.INTERNAL_ERROR)
+
+        return handler
+
+    def _item_added(self, event: ConversationItemAddedEvent) -> None:
+        self._voice_agent.item_added(event)
+        if isinstance(event.item, llm.ChatMessage) and "tts_node_ttfb" in event.item.metrics:
+            self._failures = 0
+
+    def _playback_started(self, event: io.PlaybackStartedEvent) -> None:
+        self._clock.playback_started(event.created_at)
+        self._on_first_audio()
+
+    def _user_state_changed(self, event: UserStateChangedEvent) -> None:
+        if self._user_state == "speaking":
+            self._clock.speech_ended()
+        self._user_state = event.new_state
+        self._watch_idleness()
+
+    def _agent_state_changed(self, event: AgentStateChangedEvent) -> None:
+        self._agent_state = event.new_state
+        self._watch_idleness()
+
+    def _watch_idleness(self) -> None:
+        if self._user_state == "speaking" or self._agent_state in {"speaking", "thinking"}:
+            self._idle.stop()
+        elif self._agent_state == "listening":
+            self._idle.start()
+
+    def _provider_failed(self, event: ErrorEvent) -> None:
+        if getattr(event.error, "recoverable", False) or self._farewell is not None:
+            return
+        self._failures += 1
+        logger.warning("a provider failed", extra={"session": self._session.session_id, "count": self._failures})
+        if self._failures <= _FAILURES_FORGIVEN:
+            self._say(self._settings.apology)
+        else:
+            self._farewell = asyncio.create_task(self._say_farewell())
+
+    async def _say_farewell(self) -> None:
+        handle = self._say(self._settings.farewell, interruptible=False)
+        try:
+            async with asyncio.timeout(_FAREWELL_LIMIT):
+                await handle.wait_for_playout()
+        except TimeoutError:
+            logger.warning("the farewell was cut", extra={"session": self._session.session_id})
+        self._ending.decide(Reason.PROVIDER_FAILED)
+
+    def _voice_closed(self, event: CloseEvent) -> None:
+        self._ending.decide(Reason.PROVIDER_FAILED if event.error else Reason.INTERNAL_ERROR)
+
+    def _disconnected(self, reason: rtc.DisconnectReason.ValueType) -> None:
+        if self._lost.is_running:
+            self._ending.decide(Reason.CALLER_LOST)
+        elif reason in _ROOM_GONE:
+            self._ending.decide(Reason.ROOM_CLOSED)
+        elif reason == rtc.DisconnectReason.PARTICIPANT_REMOVED:
+            self._ending.decide(Reason.LEFT)
+        else:
+            self._ending.decide(Reason.CONNECT_FAILED)
+
+    def _participant_connected(self, participant: rtc.RemoteParticipant) -> None:
+        if participant.identity == self._session.user_id:
+            self._lost.stop()
+
+    def _participant_disconnected(self, participant: rtc.RemoteParticipant) -> None:
+        if participant.identity != self._session.user_id:
+            return
+        if participant.disconnect_reason in _CALLER_LEFT:
+            self._ending.decide(Reason.CALLER_LEFT)
+        elif participant.disconnect_reason in _ROOM_GONE:
+            self._ending.decide(Reason.ROOM_CLOSED)
+        else:
+            self._lost.start()
+
+
+def _turn_handling(settings: CallSettings) -> TurnHandlingOptions:
+    model = inference.TurnDetector(version="v1-mini")
+    return TurnHandlingOptions(
+        turn_detection=model if settings.turn_detection == "model" else "vad",
+        # The model's own limit keeps a caller whose sentence sounds unfinished waiting for 2.5 s.
+        endpointing={
+            "min_delay": settings.endpointing_min_delay,
+            "max_delay": settings.endpointing_max_delay,
+        },
+        interruption={"mode": "vad", "min_duration": settings.interruption_min_duration},
+        # Drafts run the graph on words that may change; they wait until the graph can take a draft back.
+        preemptive_generation={"enabled": False},
+    )

@@ -1,0 +1,53 @@
+"""The agent's way into a LiveKit room: its own token, and the connection."""
+
+from datetime import timedelta
+
+from livekit import api, rtc
+
+from worker.call.errors import ConnectFailed
+from worker.call.settings import CallSettings
+from worker.fleet.session import Session
+
+#: Seconds one of the SDK's four attempts may take.
+_CONNECT_TIMEOUT = 5.0
+#: The server refreshes it while the agent is connected; it only has to outlive the connecting.
+_TOKEN_LIFETIME = timedelta(minutes=5)
+
+
+def agent_token(session: Session, settings: CallSettings) -> str:
+    """A token for this session's room alone, with this epoch's identity.
+
+    The kind `agent` lets the room close after the last human left; the grant to update its own metadata is what
+    publishes the agent's state to the clients.
+    """
+    grants = api.VideoGrants(
+        room_join=True,
+        room=session.room,
+        agent=True,
+        can_publish=True,
+        can_subscribe=True,
+        can_publish_data=True,
+        can_update_own_metadata=True,
+    )
+    return (
+        api.AccessToken(settings.livekit_api_key, settings.livekit_api_secret)
+        .with_identity(session.agent_identity)
+        .with_name("agent")
+        .with_kind("agent")
+        .with_ttl(_TOKEN_LIFETIME)
+        .with_attributes({"muster.session": session.session_id, "muster.epoch": str(session.epoch)})
+        .with_grants(grants)
+        .to_jwt()
+    )
+
+
+async def connect(room: rtc.Room, session: Session, settings: CallSettings) -> None:
+    """Join the session's room; raises `ConnectFailed` when the SDK has given up.
+
+    Never cancel it: the SDK would go on joining unseen, and an agent nobody owns would stay in the room.
+    """
+    options = rtc.RoomOptions(auto_subscribe=True, connect_timeout=_CONNECT_TIMEOUT)
+    try:
+        await room.connect(settings.livekit_url, agent_token(session, settings), options)
+    except rtc.ConnectError as error:
+        raise ConnectFailed() from error

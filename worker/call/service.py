@@ -1,0 +1,285 @@
+"""Serves one session in a worker's child: claim, join, talk, record the end, release the room."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from typing import Any, TypeVar
+
+from livekit import rtc
+from livekit.agents import utils
+
+from graphs.knowledge.catalogue import load_catalogue
+from graphs.llm.openai import OpenAILLM
+from graphs.supervisor import build_supervisor
+from graphs.tickets import RedisTickets
+from worker.call import room as rooms
+from worker.call.agent_llm import AgentLLM
+from worker.call.commands import SOCKET_TIMEOUT, commands
+from worker.call.ending import Ending
+from worker.call.errors import ConnectFailed, SpeechNotRendered
+from worker.call.lifecycle import Call
+from worker.call.phrases import Phrases, open_cache
+from worker.call.providers import open_providers
+from worker.call.settings import CallSettings
+from worker.call.timings import TurnClock
+from worker.call.transcript import Transcript
+from worker.call.voice_agent import VoiceAgent
+from worker.fleet import admission, records
+from worker.fleet.child import Child
+from worker.fleet.errors import MoveRefused, SessionNotFound, StaleEpoch, StateUnavailable
+from worker.fleet.redis_operations import Operation, connect_async, run_async
+from worker.fleet.session import Reason, Session, State
+
+logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+#: Seconds between two signs of life of the call's event loop.
+_STAMP = 0.5
+#: Seconds between two attempts, and seconds all of them may take, to record an end while Redis is away.
+_END_RETRY = 0.5
+_END_LIMIT = 120.0
+#: Seconds the last turns may take to reach Redis.
+_FLUSH_LIMIT = 2.0
+
+
+def serve(session_id: str, epoch: int, *, child: Child, announce: Callable[[str], None]) -> None:
+    """Serve the session until it is over, if this child may claim it; a message that is void is dropped.
+
+    `announce` tells operators about a state of the task; it may block.
+    """
+    settings = CallSettings.from_env()
+    asyncio.run(_Service(session_id, epoch, settings=settings, child=child, announce=announce).run())
+
+
+class _Service:
+    """One session in one event loop."""
+
+    def __init__(
+        self,
+        session_id: str,
+        epoch: int,
+        *,
+        settings: CallSettings,
+        child: Child,
+        announce: Callable[[str], None],
+    ) -> None:
+        self._session_id = session_id
+        self._epoch = epoch
+        self._settings = settings
+        self._child = child
+        self._announce = announce
+        self._ending = Ending()
+        self._is_live = False
+        self._is_recorded = False
+
+    async def run(self) -> None:
+        """Claim, serve, record the end and release the room."""
+        async with connect_async(self._settings.redis_url) as client:
+            self._client = client
+            session = await self._claim()
+            if session is None:
+                return
+            self._child.slot.hold(session.session_id, session.epoch)
+            try:
+                with self._watching_signals():
+                    await self._serve(session)
+            finally:
+                self._child.slot.clear()
+
+    async def _claim(self) -> Session | None:
+        claim = records.claim(
+            self._session_id,
+            epoch=self._epoch,
+            owner=self._child.worker_id,
+            lifetime=self._settings.session_hold,
+        )
+        try:
+            session = await run_async(self._client, claim)
+        except (MoveRefused, SessionNotFound):
+            logger.info("nothing to claim", extra={"session": self._session_id})
+            return None
+        hold = self._settings.session_hold
+        confirm = admission.confirm(session.tenant, session.room, session.session_id, hold=hold)
+        if await run_async(self._client, confirm):
+            return session
+        self._ending.decide(Reason.JOIN_EXPIRED)
+        await self._record_end(session)
+        return None
+
+    @contextmanager
+    def _watching_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            loop.call_soon_threadsafe(self._ending.decide, Reason.MAX_DURATION)
+
+        with self._child.watch(on_soft_limit=stop, on_drain=lambda: None):
+            yield
+
+    async def _serve(self, session: Session) -> None:
+        try:
+            async with AsyncExitStack() as stack:
+                self._keep(stack, self._stamp())
+                self._keep(stack, self._obey(session))
+                await stack.enter_async_context(utils.http_context.open())
+                try:
+                    await self._talk(session, stack)
+                except ConnectFailed:
+                    self._ending.decide(Reason.CONNECT_FAILED)
+                except SpeechNotRendered:
+                    self._ending.decide(Reason.PROVIDER_FAILED)
+                except Exception:
+                    logger.exception("the call broke", extra={"session": session.session_id})
+                    self._ending.decide(Reason.INTERNAL_ERROR)
+        finally:
+            await self._record_end(session)
+
+    async def _talk(self, session: Session, stack: AsyncExitStack) -> None:
+        room = rtc.Room()
+        connecting = asyncio.create_task(rooms.connect(room, session, self._settings))
+        stack.push_async_callback(self._disconnect, room, connecting)
+        transcript = self._open_transcript(session, stack)
+        call = await self._build(session, room, transcript, stack)
+        stack.push_async_callback(self._leave, session, call, transcript, connecting)
+        if not await self._ending.unless_decided(_enter(connecting, call)):
+            return
+        await self._move(session, State.WAITING, stamp="connected_at")
+        if await call.wait_for_caller():
+            call.greet()
+            await self._ending.wait()
+
+    async def _build(self, session: Session, room: rtc.Room, transcript: Transcript, stack: AsyncExitStack) -> Call:
+        settings = self._settings
+        cache = await stack.enter_async_context(open_cache(settings))
+        spoken = asyncio.create_task(Phrases(settings, cache=cache).load(settings.phrases))
+        providers = open_providers(settings)
+        stack.push_async_callback(providers.aclose)
+        agent = build_supervisor(
+            llm=OpenAILLM(providers.openai, model=settings.llm_model, timeout=settings.provider_timeout),
+            open_ticket=RedisTickets(self._client, tenant=session.tenant),
+            slots=session.metadata,
+            catalogue=load_catalogue(settings.knowledge) if settings.knowledge else None,
+        )
+        clock = TurnClock()
+        voice_agent = VoiceAgent(agent, transcript=transcript, clock=clock)
+        return Call(
+            session,
+            settings=settings,
+            room=room,
+            ending=self._ending,
+            providers=providers,
+            agent_llm=AgentLLM(agent, observe=voice_agent.observe, warm=providers.openai.models.list),
+            voice_agent=voice_agent,
+            clock=clock,
+            spoken=await spoken,
+            on_first_audio=lambda: self._went_live(session, stack),
+        )
+
+    async def _disconnect(self, room: rtc.Room, connecting: asyncio.Task[None]) -> None:
+        """Leave the room, also one that is only being joined."""
+        await asyncio.gather(connecting, return_exceptions=True)
+        await room.disconnect()
+
+    def _open_transcript(self, session: Session, stack: AsyncExitStack) -> Transcript:
+        transcript = Transcript(
+            session,
+            client=self._client,
+            lifetime=self._settings.session_hold,
+            on_lost=self._ending.supersede,
+        )
+        self._keep(stack, transcript.write())
+        return transcript
+
+    async def _leave(
+        self, session: Session, call: Call, transcript: Transcript, connecting: asyncio.Task[None]
+    ) -> None:
+        """Out of the room; the end is decided and recorded before, the slow parts come after."""
+        if not self._ending.superseded:
+            await self._move(session, State.ENDING, stamp="ending_at")
+        await asyncio.gather(connecting, return_exceptions=True)
+        await call.close()
+        if not await transcript.flush(timeout=_FLUSH_LIMIT):
+            logger.warning("last turns not stored", extra={"session": session.session_id})
+        await self._record_end(session)
+        await call.close_pipeline()
+
+    def _went_live(self, session: Session, stack: AsyncExitStack) -> None:
+        if not self._is_live:
+            self._is_live = True
+            self._keep(stack, self._move(session, State.LIVE, stamp="first_audio_at"))
+            self._keep(stack, asyncio.to_thread(self._announce, "live"))
+
+    async def _move(self, session: Session, target: State, *, stamp: str) -> None:
+        """Move the record on; the call goes on without it when Redis is away."""
+        reason = {"reason": self._ending.reason} if self._ending.reason else {}
+        move = records.move(
+            session.session_id,
+            target,
+            epoch=session.epoch,
+            owner=session.owner,
+            lifetime=self._settings.session_hold,
+            stamp=stamp,
+            fields=reason,
+        )
+        try:
+            await run_async(self._client, move)
+        except StateUnavailable:
+            logger.warning("state not recorded", extra={"session": session.session_id, "state": target})
+        except (StaleEpoch, SessionNotFound):
+            self._ending.supersede()
+
+    async def _record_end(self, session: Session) -> None:
+        """Record the end and release the room, once, as long as it takes while Redis is away."""
+        if self._is_recorded or self._ending.superseded:
+            return
+        self._is_recorded = True
+        reason = self._ending.reason or Reason.INTERNAL_ERROR
+        try:
+            await self._insist(records.end(session, reason))
+        except (MoveRefused, SessionNotFound):
+            logger.warning("the end was recorded by another", extra={"session": session.session_id})
+        await self._insist(admission.release(session.tenant, session.room, session.session_id))
+        logger.info("session over", extra={"session": session.session_id, "reason": reason})
+
+    async def _insist(self, operation: Operation[Answer]) -> Answer:
+        async with asyncio.timeout(_END_LIMIT):
+            while True:
+                try:
+                    return await run_async(self._client, operation)
+                except StateUnavailable:
+                    await asyncio.sleep(_END_RETRY)
+
+    async def _stamp(self) -> None:
+        """Show the keeper that this event loop lives."""
+        while True:
+            self._child.slot.stamp()
+            await asyncio.sleep(_STAMP)
+
+    async def _obey(self, session: Session) -> None:
+        """Do what the session's commands say."""
+        async with connect_async(self._settings.redis_url, timeout=SOCKET_TIMEOUT) as client:
+            async for command in commands(session.session_id, client):
+                if command["kind"] == "leave":
+                    self._ending.decide(Reason.LEFT)
+                else:
+                    logger.warning("unknown command", extra={"session": session.session_id})
+
+    def _keep(self, stack: AsyncExitStack, work: Coroutine[Any, Any, Answer]) -> asyncio.Task[Answer]:
+        """Run `work` beside the call, at most as long as it; what fails unseen ends the call."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._check)
+        stack.push_async_callback(utils.aio.cancel_and_wait, task)
+        return task
+
+    def _check(self, task: asyncio.Task[Any]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            logger.error("a part of the call broke", exc_info=error, extra={"session": self._session_id})
+            self._ending.decide(Reason.INTERNAL_ERROR)
+
+
+async def _enter(connecting: asyncio.Task[None], call: Call) -> None:
+    await asyncio.shield(connecting)
+    await call.start()

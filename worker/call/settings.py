@@ -1,0 +1,59 @@
+"""Settings of a call: LiveKit, the providers, the timers and the turn handling."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from worker.fleet.settings import FleetSettings, Seconds
+
+
+class CallSettings(FleetSettings):
+    """What a worker needs beyond the fleet's settings; durations are in seconds.
+
+    `OPENAI_BASE_URL` and `ELEVEN_BASE_URL` point the genuine clients at any compatible server; without them
+    they talk to the real services.
+    """
+
+    livekit_url: str = Field(alias="LIVEKIT_URL")
+    livekit_api_key: str = Field(alias="LIVEKIT_API_KEY")
+    livekit_api_secret: str = Field(alias="LIVEKIT_API_SECRET", repr=False)
+
+    openai_api_key: str = Field(alias="OPENAI_API_KEY", repr=False)
+    openai_base_url: str | None = Field(default=None, alias="OPENAI_BASE_URL")
+    eleven_api_key: str = Field(alias="ELEVEN_API_KEY", repr=False)
+    eleven_base_url: str | None = Field(default=None, alias="ELEVEN_BASE_URL")
+
+    llm_model: str = Field(default="gpt-4.1-mini", alias="MUSTER_LLM_MODEL")
+    stt_model: str = Field(default="gpt-4o-mini-transcribe", alias="MUSTER_STT_MODEL")
+    tts_model: str = Field(default="eleven_turbo_v2_5", alias="MUSTER_TTS_MODEL")
+    voice_id: str = Field(default="hpp4J3VqNfWAUOO0d1Us", alias="MUSTER_VOICE_ID")
+    knowledge: Path | None = Field(default=None, alias="MUSTER_KNOWLEDGE")
+
+    greeting: str = Field(
+        default="Hello, this is Northwind. How can I help you today?",
+        alias="MUSTER_GREETING",
+    )
+    apology: str = Field(
+        default="I am sorry, I could not follow just now. Could you say that again?",
+        alias="MUSTER_APOLOGY",
+    )
+    farewell: str = Field(
+        default="I am sorry, something is broken on our side, so I have to end this call. Please call again later.",
+        alias="MUSTER_FAREWELL",
+    )
+
+    caller_arrival_timeout: Seconds = Field(default=60, alias="MUSTER_CALLER_ARRIVAL_TIMEOUT")
+    caller_lost_grace: Seconds = Field(default=20, alias="MUSTER_CALLER_LOST_GRACE")
+    idle_timeout: Seconds = Field(default=300, alias="MUSTER_IDLE_TIMEOUT")
+    provider_timeout: Seconds = Field(default=5, alias="MUSTER_PROVIDER_TIMEOUT")
+
+    turn_detection: Literal["model", "vad"] = Field(default="model", alias="MUSTER_TURN_DETECTION")
+    endpointing_min_delay: Seconds = Field(default=0.3, alias="MUSTER_ENDPOINTING_MIN_DELAY")
+    endpointing_max_delay: Seconds = Field(default=0.8, alias="MUSTER_ENDPOINTING_MAX_DELAY")
+    interruption_min_duration: Seconds = Field(default=0.4, alias="MUSTER_INTERRUPTION_MIN_DURATION")
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """Every phrase that is rendered ahead of a call."""
+        return (self.greeting, self.apology, self.farewell)

@@ -1,0 +1,101 @@
+"""What was said and heard, written to the session's turn stream in order, also across a Redis outage."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import redis.asyncio
+
+from worker.fleet import records
+from worker.fleet.errors import MoveRefused, SessionNotFound, StateUnavailable
+from worker.fleet.redis_operations import run_async
+from worker.fleet.session import Session
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two attempts while Redis is away.
+_RETRY = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One entry of the turn stream; `at` in Unix seconds, `text` as heard by the other side."""
+
+    item_id: str
+    role: Literal["user", "assistant", "event"]
+    at: float
+    text: str = ""
+    specialist: str | None = None
+    interrupted: bool = False
+    timings: Mapping[str, float] | None = None
+    #: For role "event": what happened, for instance `{"kind": "transfer", "from": …, "to": …}`.
+    event: Mapping[str, Any] | None = None
+
+
+class Transcript:
+    """A write-behind buffer in front of the turn stream, written by this owner alone; the longest call bounds it.
+
+    `on_lost` is called when another owner holds the session.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        client: "redis.asyncio.Redis",
+        lifetime: float,
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._session = session
+        self._client = client
+        self._lifetime = lifetime
+        self._on_lost = on_lost
+        self._waiting: deque[Turn] = deque()
+        self._some = asyncio.Event()
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def add(self, turn: Turn) -> None:
+        """Queue one turn."""
+        self._waiting.append(turn)
+        self._none.clear()
+        self._some.set()
+
+    async def flush(self, *, timeout: float) -> bool:
+        """Wait until everything is written, at most `timeout` seconds; True when it is."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._none.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def write(self) -> None:
+        """Write turns in order until cancelled; each is tried until Redis takes it."""
+        while await self._some.wait():
+            if await self._written(self._waiting[0]):
+                self._waiting.popleft()
+            if not self._waiting:
+                self._some.clear()
+                self._none.set()
+
+    async def _written(self, turn: Turn) -> bool:
+        operation = records.append_turn(self._session, asdict(turn), lifetime=self._lifetime)
+        try:
+            await run_async(self._client, operation)
+        except StateUnavailable:
+            logger.warning("turn waits for Redis", extra={"session": self._session.session_id})
+            await asyncio.sleep(_RETRY)
+            return False
+        except (MoveRefused, SessionNotFound):
+            self._on_lost()
+        return True
+
+
+def event_turn(item_id: str, event: Mapping[str, Any]) -> Turn:
+    """A turn that tells what happened between two utterances."""
+    return Turn(item_id=item_id, role="event", at=time.time(), event=event)

@@ -1,0 +1,156 @@
+"""Admission: which session may have which room, decided in one atomic step per tenant.
+
+Key space (one slot per tenant):
+    muster:{t:<tenant>}:room:<room>        STRING  the session that holds the room
+    muster:{t:<tenant>}:live               ZSET    session -> when its hold ends (ms of the server's clock)
+    muster:{t:<tenant>}:idempotency:<key>  STRING  the session a /join with this key made
+    muster:{t:<tenant>}:recent             ZSET    session -> when it was admitted (ms), trimmed to a day and 1,000
+
+A hold lasts the join TTL until the claim confirms it, then the longest call and 5 minutes: no beat extends it,
+only `release` ends it earlier. A room lock whose session is not in `live` is void.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from worker.fleet.redis_operations import NOW, Operation
+
+#: Seconds an idempotency key is remembered.
+IDEMPOTENCY_KEPT = 24 * 3600.0
+_RECENT_KEPT = 24 * 3600 * 1000
+_RECENT_MOST = 1000
+
+# KEYS: live, recent, room, idempotency (or room again). ARGV: session, hold ms, limit, idempotency ms (0 = no key).
+_ADMIT = f"""#!lua
+{NOW}
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+if tonumber(ARGV[4]) > 0 then
+  local known = redis.call('GET', KEYS[4])
+  if known then return {{'same', known}} end
+end
+local holder = redis.call('GET', KEYS[3])
+if holder == ARGV[1] then return {{'admitted', holder}} end
+if holder and redis.call('ZSCORE', KEYS[1], holder) then return {{'room_taken', holder}} end
+if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[3]) then return {{'full', ''}} end
+redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[2])
+redis.call('ZADD', KEYS[2], now, ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - {_RECENT_KEPT})
+redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -{_RECENT_MOST + 1})
+redis.call('PEXPIRE', KEYS[2], {_RECENT_KEPT})
+if tonumber(ARGV[4]) > 0 then redis.call('SET', KEYS[4], ARGV[1], 'PX', ARGV[4]) end
+return {{'admitted', ARGV[1]}}"""
+
+_CONFIRM = f"""#!lua
+{NOW}
+local hold = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not hold or tonumber(hold) <= now or redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+redis.call('PEXPIRE', KEYS[2], ARGV[2])
+return 1"""
+
+_RELEASE = """#!lua
+redis.call('ZREM', KEYS[1], ARGV[1])
+if redis.call('GET', KEYS[2]) == ARGV[1] then redis.call('DEL', KEYS[2]) end
+return 1"""
+
+_FORGET = """#!lua
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return 1"""
+
+_HOLDERS = f"""#!lua
+{NOW}
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+return redis.call('ZRANGE', KEYS[1], 0, -1)"""
+
+_RECENT = """#!lua flags=no-writes
+return redis.call('ZREVRANGE', KEYS[1], 0, ARGV[1] - 1)"""
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What became of a request for a room; `session_id` is whose it is, empty when the fleet is full."""
+
+    outcome: Literal["admitted", "same", "room_taken", "full"]
+    session_id: str
+
+
+def _key(tenant: str, name: str) -> str:
+    return f"muster:{{t:{tenant}}}:{name}"
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def admit(
+    tenant: str,
+    room: str,
+    session_id: str,
+    *,
+    join_ttl: float,
+    limit: int,
+    idempotency_key: str | None = None,
+) -> Operation[Admission]:
+    """Reserve the room for `session_id` for `join_ttl` seconds, unless it is taken or `limit` sessions are held.
+
+    Repeating it with the same session id is harmless: this is how an unknown outcome is retried.
+    """
+    room_key = _key(tenant, f"room:{room}")
+    return Operation(
+        script=_ADMIT,
+        keys=[
+            _key(tenant, "live"),
+            _key(tenant, "recent"),
+            room_key,
+            room_key if idempotency_key is None else _key(tenant, f"idempotency:{idempotency_key}"),
+        ],
+        arguments=[
+            session_id,
+            _milliseconds(join_ttl),
+            limit,
+            0 if idempotency_key is None else _milliseconds(IDEMPOTENCY_KEPT),
+        ],
+        parse=lambda raw: Admission(raw[0], raw[1]),
+    )
+
+
+def confirm(tenant: str, room: str, session_id: str, *, hold: float) -> Operation[bool]:
+    """At the claim: hold the room for `hold` seconds; False when the reservation is gone."""
+    return Operation(
+        script=_CONFIRM,
+        keys=[_key(tenant, "live"), _key(tenant, f"room:{room}")],
+        arguments=[session_id, _milliseconds(hold)],
+        parse=bool,
+    )
+
+
+def release(tenant: str, room: str, session_id: str) -> Operation[None]:
+    """Give the room back, if it is still this session's."""
+    return Operation(
+        script=_RELEASE,
+        keys=[_key(tenant, "live"), _key(tenant, f"room:{room}")],
+        arguments=[session_id],
+        parse=lambda raw: None,
+    )
+
+
+def forget(tenant: str, idempotency_key: str, session_id: str) -> Operation[None]:
+    """Forget the idempotency key of a join that was refused after all."""
+    return Operation(
+        script=_FORGET,
+        keys=[_key(tenant, f"idempotency:{idempotency_key}")],
+        arguments=[session_id],
+        parse=lambda raw: None,
+    )
+
+
+def holders(tenant: str) -> Operation[Sequence[str]]:
+    """The ids of all sessions that hold a room."""
+    return Operation(script=_HOLDERS, keys=[_key(tenant, "live")], parse=list)
+
+
+def recent(tenant: str, *, count: int) -> Operation[Sequence[str]]:
+    """The ids of the last `count` admitted sessions, newest first, ended ones included."""
+    return Operation(script=_RECENT, keys=[_key(tenant, "recent")], arguments=[count], parse=list)

@@ -1,0 +1,60 @@
+"""How a keeper ends a session that nobody runs any more: the record, then the room, then the ghost in it."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import redis.asyncio
+
+from worker.fleet import admission, records
+from worker.fleet.errors import MoveRefused, SessionNotFound
+from worker.fleet.redis_operations import run_async
+from worker.fleet.session import Reason, Session
+
+logger = logging.getLogger(__name__)
+
+
+class Endings:
+    """Ends sessions in their owner's place; `counts` tells how many, by reason."""
+
+    def __init__(
+        self,
+        *,
+        client: "redis.asyncio.Redis",
+        remove_ghost: Callable[[Session], Awaitable[None]],
+    ) -> None:
+        self.counts: Counter[Reason] = Counter()
+        self._client = client
+        self._remove_ghost = remove_ghost
+        self._removals: set[asyncio.Task[Any]] = set()
+
+    async def end(self, session: Session, reason: Reason) -> None:
+        """End the session unless its owner, epoch or state has changed since it was read.
+
+        Raises `StateUnavailable`; may be repeated.
+        """
+        try:
+            await run_async(self._client, records.end(session, reason))
+        except (MoveRefused, SessionNotFound) as refusal:
+            logger.info("session %s is left alone: %s", session.session_id, refusal)
+            return
+        self.counts[reason] += 1
+        logger.warning(
+            "session %s ended by the keeper: %s (%d so far)", session.session_id, reason, self.counts[reason]
+        )
+        await self.release(session)
+        if session.owner:
+            # The room is free without it: the next agent has another identity.
+            removal = asyncio.ensure_future(self._remove_ghost(session))
+            self._removals.add(removal)
+            removal.add_done_callback(self._removals.discard)
+
+    async def release(self, session: Session) -> None:
+        """Give the session's room back."""
+        await run_async(self._client, admission.release(session.tenant, session.room, session.session_id))
+
+    async def close(self) -> None:
+        """Wait for the ghosts that are being removed."""
+        await asyncio.gather(*self._removals)

@@ -1,0 +1,76 @@
+"""The exceptions of the fleet; a class's docstring is its message.
+
+FleetError
+├── SettingsInvalid
+├── StateUnavailable
+├── SessionNotFound
+├── RoomChanging
+├── IdempotencyKeyReused
+├── MoveRefused
+│   ├── StaleEpoch
+│   └── IllegalMove
+└── JoinRefused
+    ├── FleetNotReady
+    ├── NoWorker
+    └── FleetFull
+"""
+
+from typing import ClassVar
+
+
+class FleetError(Exception):
+    """Something in the fleet failed."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").strip())
+
+
+class SettingsInvalid(FleetError):
+    """Some settings are missing or wrong."""
+
+
+class StateUnavailable(FleetError):
+    """Redis could not be reached or did not answer in time."""
+
+
+class SessionNotFound(FleetError):
+    """There is no session with this id, or it ended long ago."""
+
+
+class RoomChanging(FleetError):
+    """The room's session is just starting or leaving; try again in a second."""
+
+
+class IdempotencyKeyReused(FleetError):
+    """The idempotency key belongs to a join for another room or user."""
+
+
+class MoveRefused(FleetError):
+    """The session's record did not take the change."""
+
+
+class StaleEpoch(MoveRefused):
+    """Another owner holds the session."""
+
+
+class IllegalMove(MoveRefused):
+    """The session's state does not allow this move."""
+
+
+class JoinRefused(FleetError):
+    """The fleet cannot take this session."""
+
+    #: Seconds after which a retry can succeed.
+    retry_after: ClassVar[int] = 5
+
+
+class FleetNotReady(JoinRefused):
+    """The fleet has just started or Redis has lost its data; live calls register first."""
+
+
+class NoWorker(JoinRefused):
+    """No worker is running."""
+
+
+class FleetFull(JoinRefused):
+    """Every slot is taken and the queue is full."""

@@ -1,0 +1,283 @@
+"""The keeper: a process beside each worker that renews its lease, watches its children and tries to lead the fleet.
+
+The worker's parent starts `python -m worker.fleet.keeper <file number of the table> <JSON of the worker's status>`. It
+says "leased" on its output after the first renewal, gives the lease back on SIGTERM and dies with the parent.
+"""
+
+import asyncio
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import NoReturn
+
+import psutil
+import redis.asyncio
+
+from worker.fleet import records, workers
+from worker.fleet.app import create_producer
+from worker.fleet.endings import Endings
+from worker.fleet.errors import StateUnavailable
+from worker.fleet.ghosts import Ghosts, RoomServerSettings
+from worker.fleet.publishing import publisher
+from worker.fleet.reaper import Observation, Reaper
+from worker.fleet.redis_operations import connect_async, run_async
+from worker.fleet.session import Reason
+from worker.fleet.settings import FleetSettings
+from worker.fleet.table import ABANDONED, Holding, Table
+from worker.fleet.workers import BEAT, WorkerStatus
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at the children.
+LOOK = 0.1
+#: Seconds after its last stamp at which a child counts as hung.
+HUNG = 3.0
+#: Lost sessions that wait for Redis to come back; more than any worker has slots.
+_MOST_LOST = 1000
+_PR_SET_PDEATHSIG = 1
+
+
+class Children:
+    """The pool's processes that run sessions, as the liveness table shows them."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._processes: dict[int, psutil.Process | None] = {}
+        self._last_look = 0.0
+        self._looking_since = 0.0
+
+    def look(self) -> list[Holding]:
+        """What children have left behind, dead or not; also kills the hung, which are dead at one of the next looks."""
+        self._note_time()
+        holdings = [(slot, holding) for slot in self._table.slots if (holding := slot.read())]
+        pids = {holding.pid for _, holding in holdings} - {ABANDONED}
+        self._processes = {pid: self._processes.get(pid) or _process(pid) for pid in pids}
+        lost = []
+        for slot, holding in holdings:
+            if holding.pid == ABANDONED or self._is_dead(holding.pid):
+                # The next session of this slot, in whichever process, waits for this.
+                slot.clear()
+                lost.append(holding)
+            elif self._is_hung(holding):
+                logger.error("session %s: its process hangs and is killed", holding.session_id)
+                _kill(holding.pid)
+        return lost
+
+    def kill(self) -> None:
+        """Kill whoever runs a session."""
+        for slot in self._table.slots:
+            holding = slot.read()
+            if holding and holding.pid != ABANDONED:
+                _kill(holding.pid)
+
+    def _note_time(self) -> None:
+        now = time.monotonic()
+        if now - self._last_look > 1.0:
+            self._looking_since = now
+        self._last_look = now
+
+    def _is_dead(self, pid: int) -> bool:
+        process = self._processes[pid]
+        try:
+            return process is None or not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    def _is_hung(self, holding: Holding) -> bool:
+        # After a suspended machine resumes every stamp is old, so each child has the time to give a new one.
+        last_sign = max(holding.stamp / 1e9, self._looking_since)
+        return time.monotonic() - last_sign > HUNG
+
+
+class Keeper:
+    """Everything a keeper does, until `stop`; an outage of Redis interrupts only what needs Redis."""
+
+    def __init__(
+        self,
+        *,
+        table: Table,
+        status: WorkerStatus,
+        client: "redis.asyncio.Redis",
+        endings: Endings,
+        reaper: Reaper,
+        on_first_lease: Callable[[], None],
+    ) -> None:
+        self._table = table
+        self._status = status
+        self._client = client
+        self._endings = endings
+        self._reaper = reaper
+        self._on_first_lease = on_first_lease
+        self._children = Children(table)
+        self._observation = Observation()
+        self._lost: list[Holding] = []
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Have `run` give the lease back and return."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Keep until stopped; raises `SystemExit` when the parent is gone."""
+        async with asyncio.TaskGroup() as group:
+            duties = [
+                group.create_task(_every(LOOK, self._watch)),
+                group.create_task(_every(LOOK, self._end_lost)),
+                group.create_task(_every(BEAT, self._renew)),
+                group.create_task(_every(BEAT, self._lead)),
+            ]
+            await self._stopping.wait()
+            for duty in duties:
+                duty.cancel()
+        await self._endings.close()
+        await self._resign()
+
+    async def _watch(self) -> None:
+        if os.getppid() != self._table.parent_pid:
+            # Where the kernel does not do it: nobody would free the slots of a worker without parent.
+            self._children.kill()
+            raise SystemExit(os.EX_UNAVAILABLE)
+        self._lost.extend(self._children.look())
+        if len(self._lost) > _MOST_LOST:
+            logger.error("%d lost sessions are left to the leading keeper", len(self._lost) - _MOST_LOST)
+            del self._lost[:-_MOST_LOST]
+
+    async def _end_lost(self) -> None:
+        while self._lost:
+            try:
+                await self._end(self._lost[0])
+            except StateUnavailable:
+                return
+            self._lost.pop(0)
+
+    async def _end(self, lost: Holding) -> None:
+        session = await run_async(self._client, records.read(lost.session_id))
+        if session is None or session.is_over:
+            return
+        if (session.owner, session.epoch) == (self._status.worker_id, lost.epoch):
+            abandoned = lost.pid == ABANDONED
+            await self._endings.end(session, Reason.INTERNAL_ERROR if abandoned else Reason.WORKER_LOST)
+
+    async def _renew(self) -> None:
+        sent_at = time.monotonic_ns()
+        try:
+            await run_async(self._client, workers.renew(self._current_status()))
+        except StateUnavailable:
+            self._lose_sight()
+            return
+        if not self._table.renewed_at:
+            logger.info("%s has its lease", self._status.worker_id)
+        self._table.renewed_at = sent_at
+        self._observation.saw()
+        self._on_first_lease()
+        self._on_first_lease = _nothing
+
+    async def _lead(self) -> None:
+        try:
+            leading = await run_async(self._client, workers.lead(self._status.worker_id))
+            if leading:
+                await self._reaper.open_joins()
+            if leading and self._observation.suffices:
+                await self._reaper.judge()
+            else:
+                self._reaper.forget_sessions()
+        except StateUnavailable:
+            self._lose_sight()
+
+    def _lose_sight(self) -> None:
+        self._observation.broke()
+        self._reaper.forget_sessions()
+        self._reaper.forget_joins()
+
+    def _current_status(self) -> WorkerStatus:
+        busy = sum(1 for slot in self._table.slots if slot.read() is not None)
+        return replace(self._status, busy=busy, draining=self._table.draining)
+
+    async def _resign(self) -> None:
+        try:
+            await run_async(self._client, workers.resign(self._status.worker_id))
+        except StateUnavailable:
+            logger.warning("lease not given back, it ends by itself")
+
+
+async def _every(seconds: float, duty: Callable[[], Awaitable[None]]) -> NoReturn:
+    while True:
+        started = time.monotonic()
+        await duty()
+        await asyncio.sleep(max(0.0, seconds - (time.monotonic() - started)))
+
+
+def _process(pid: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        logger.info("process %d was gone already", pid)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _say_leased() -> None:
+    sys.stdout.write("leased\n")
+    sys.stdout.flush()
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        # It died before the kernel was asked.
+        raise SystemExit(os.EX_UNAVAILABLE)
+
+
+async def keep(table: Table, status: WorkerStatus) -> None:
+    """Build a keeper from the environment's settings and run it until SIGTERM."""
+    settings = FleetSettings.from_env()
+    client = connect_async(settings.redis_url)
+    endings = Endings(client=client, remove_ghost=Ghosts(RoomServerSettings.from_env()).remove)
+    keeper = Keeper(
+        table=table,
+        status=status,
+        client=client,
+        endings=endings,
+        reaper=Reaper(
+            client=client,
+            tenant=settings.tenant,
+            worker_id=status.worker_id,
+            endings=endings,
+            publish=publisher(create_producer(settings.broker_url), join_ttl=settings.join_ttl),
+        ),
+        on_first_lease=_say_leased,
+    )
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, keeper.stop)
+    # The parent decides what Ctrl-C means.
+    loop.add_signal_handler(signal.SIGINT, lambda: None)
+    async with client:
+        await keeper.run()
+
+
+def main() -> None:
+    """Run the keeper that the parent described on the command line."""
+    logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s/Keeper] %(message)s")
+    table = Table(int(sys.argv[1]))
+    _die_with_parent(table.parent_pid)
+    asyncio.run(keep(table, WorkerStatus(**json.loads(sys.argv[2]))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The reaper: what the leading keeper does each second for sessions that nobody looks after.
+
+It judges only after its keeper has seen Redis without a break for a whole lease. By then every worker that lives has
+renewed its lease again, so an outage of Redis, however long, ends no call.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
+
+import redis.asyncio
+from kombu.exceptions import OperationalError
+
+from worker.fleet import admission, records, workers
+from worker.fleet.endings import Endings
+from worker.fleet.redis_operations import Answer, Operation, run_async
+from worker.fleet.session import Reason, Session, State
+
+logger = logging.getLogger(__name__)
+
+#: Seconds a queued session may be without a message: `/join` is just publishing it.
+UNPUBLISHED = 2.0
+#: Seconds after which a queued session's message is published again. Reading a message is not atomic on Redis: a
+#: worker that dies in that moment leaves no trace of it anywhere. So it is repeated until the join deadline instead of
+#: searched for; of several messages only one finds the session unclaimed, the others end at once.
+UNCLAIMED = 5.0
+#: Seconds a hold may be without a record: `/join` is just writing it.
+UNRECORDED = 5.0
+#: Seconds a session that is over may hold its room: its owner is just leaving it.
+LEAVING = 5.0
+_RECENT = 1000
+
+
+class Lasting:
+    """For how long something has been so, by looking again and again; what was not seen in a round is forgotten."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._since: dict[str, float] = {}
+        self._seen: set[str] = set()
+
+    def seconds(self, what: str) -> float:
+        """Note that `what` is so; the answer is 0 the first time."""
+        self._seen.add(what)
+        now = self._clock()
+        return now - self._since.setdefault(what, now)
+
+    def restart(self, what: str) -> None:
+        """Count from now."""
+        self._since[what] = self._clock()
+
+    def next_round(self) -> None:
+        """Forget what was not noted since the last call."""
+        self._since = {what: since for what, since in self._since.items() if what in self._seen}
+        self._seen.clear()
+
+
+class Observation:
+    """Since when a keeper has seen Redis without a break.
+
+    A keeper that was suspended itself has seen nothing meanwhile.
+    """
+
+    _LONGEST_GAP: Final = workers.BEAT * 2.5
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since: float | None = None
+        self._last = 0.0
+
+    def saw(self) -> None:
+        """Redis answered."""
+        now = self._clock()
+        if self._since is None or now - self._last > self._LONGEST_GAP:
+            self._since = now
+        self._last = now
+
+    def broke(self) -> None:
+        """Redis did not answer."""
+        self._since = None
+
+    @property
+    def suffices(self) -> bool:
+        """Whether it has lasted a whole lease."""
+        return (
+            self._since is not None
+            and self._last - self._since >= workers.LEASE
+            and self._clock() - self._last <= self._LONGEST_GAP
+        )
+
+
+class Reaper:
+    """Judges every session of one tenant that is not over; owners whose lease holds are never touched."""
+
+    def __init__(
+        self,
+        *,
+        client: "redis.asyncio.Redis",
+        tenant: str,
+        worker_id: str,
+        endings: Endings,
+        publish: Callable[[Session], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._tenant = tenant
+        self._worker_id = worker_id
+        self._endings = endings
+        self._publish = publish
+        self._clock = clock
+        self._lasting = Lasting(clock)
+        self._closed_since: float | None = None
+        self._unfinished: set[str] | None = None
+
+    def forget_sessions(self) -> None:
+        """What was remembered of sessions may be outdated: another keeper led, or Redis was away."""
+        self._unfinished = None
+
+    def forget_joins(self) -> None:
+        """Redis was away, so the lease that joins wait for starts again."""
+        self._closed_since = None
+
+    async def open_joins(self) -> None:
+        """Open joins one lease after they were found closed; raises `StateUnavailable`.
+
+        Redis has just started or lost its data then, and within a lease every live worker has registered in it.
+        """
+        if (await self._run(workers.fleet())).ready:
+            self._closed_since = None
+            return
+        if self._closed_since is None:
+            self._closed_since = self._clock()
+        if self._clock() - self._closed_since >= workers.LEASE:
+            await self._run(workers.open_joins(self._worker_id))
+            logger.info("joins are open")
+
+    async def judge(self) -> None:
+        """One round; raises `StateUnavailable`."""
+        holders = await self._run(admission.holders(self._tenant))
+        sessions = {session_id: await self._run(records.read(session_id)) for session_id in await self._known(holders)}
+        # Read after the records: the owner of every session seen there has had its lease by now.
+        fleet = await self._run(workers.fleet())
+        alive = {worker.worker_id for worker in fleet.workers}
+        for session_id, session in sessions.items():
+            if session is None:
+                await self._release_unrecorded(session_id, holding=session_id in holders)
+            elif session.is_over:
+                await self._release_over(session, alive, holding=session_id in holders)
+            elif session.state is State.QUEUED:
+                await self._judge_queued(session)
+            elif session.owner not in alive:
+                await self._endings.end(session, Reason.WORKER_LOST)
+        self._unfinished = {key for key, session in sessions.items() if session and not session.is_over}
+        self._lasting.next_round()
+
+    async def _known(self, holders: Sequence[str]) -> Collection[str]:
+        """Holders, and those whose hold has ended: an expired join holds no room but its record is still queued."""
+        if self._unfinished is None:
+            self._unfinished = {*await self._run(admission.recent(self._tenant, count=_RECENT))}
+        return self._unfinished.union(holders)
+
+    async def _release_unrecorded(self, session_id: str, *, holding: bool) -> None:
+        if holding and self._lasting.seconds(f"unrecorded {session_id}") >= UNRECORDED:
+            # Its room is not known, and need not be: a room whose holder is not in the live set is free.
+            await self._run(admission.release(self._tenant, "", session_id))
+            logger.warning("session %s held a room without a record, released", session_id)
+
+    async def _release_over(self, session: Session, alive: Collection[str], *, holding: bool) -> None:
+        if not holding:
+            return
+        lasting = self._lasting.seconds(f"leaving {session.session_id}")
+        if session.owner not in alive or lasting >= LEAVING:
+            await self._endings.release(session)
+            logger.warning("session %s held its room after its end, released", session.session_id)
+
+    async def _judge_queued(self, session: Session) -> None:
+        if time.time() > session.join_deadline:
+            await self._endings.end(session, Reason.JOIN_EXPIRED)
+            return
+        waiting = f"queued {session.session_id}"
+        patience = UNPUBLISHED if session.published_at is None else UNCLAIMED
+        if self._lasting.seconds(waiting) >= patience:
+            self._lasting.restart(waiting)
+            await self._publish_again(session)
+
+    async def _publish_again(self, session: Session) -> None:
+        try:
+            # The broker's library blocks, and children are watched meanwhile.
+            await asyncio.to_thread(self._publish, session)
+        except OperationalError:
+            logger.warning("session %s: message not published", session.session_id, exc_info=True)
+            return
+        await self._run(records.stamp_published(session.session_id, epoch=session.epoch))
+        logger.info("session %s is still queued, message published again", session.session_id)
+
+    async def _run(self, operation: Operation[Answer]) -> Answer:
+        return await run_async(self._client, operation)

@@ -1,0 +1,133 @@
+"""A session as Redis and JSON see it: its states, its reasons to end and the moves that are legal."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class State(StrEnum):
+    """Where a session is in its life."""
+
+    #: Admitted; its message waits for a free slot.
+    QUEUED = "queued"
+    #: A worker owns it and joins the room.
+    CONNECTING = "connecting"
+    #: The agent is in the room, the caller is not (or does not listen yet).
+    WAITING = "waiting"
+    #: Agent and caller talk.
+    LIVE = "live"
+    #: The end is decided; the agent is leaving.
+    ENDING = "ending"
+    #: Over, in a way somebody asked for or the rules provide.
+    ENDED = "ended"
+    #: Over, because something broke.
+    FAILED = "failed"
+
+
+class Reason(StrEnum):
+    """Why a session is over."""
+
+    LEFT = "left"
+    CALLER_LEFT = "caller_left"
+    CALLER_LOST = "caller_lost"
+    CALLER_NEVER_ARRIVED = "caller_never_arrived"
+    MAX_DURATION = "max_duration"
+    IDLE = "idle"
+    ROOM_CLOSED = "room_closed"
+    CANCELLED = "cancelled"
+    JOIN_EXPIRED = "join_expired"
+    CONNECT_FAILED = "connect_failed"
+    PROVIDER_FAILED = "provider_failed"
+    WORKER_LOST = "worker_lost"
+    INTERNAL_ERROR = "internal_error"
+
+    @property
+    def final_state(self) -> State:
+        """`FAILED` for what broke, `ENDED` for the rest."""
+        return State.FAILED if self in _BROKEN else State.ENDED
+
+
+_BROKEN = frozenset(
+    {
+        Reason.JOIN_EXPIRED,
+        Reason.CONNECT_FAILED,
+        Reason.PROVIDER_FAILED,
+        Reason.WORKER_LOST,
+        Reason.INTERNAL_ERROR,
+    }
+)
+_OVER = frozenset({State.ENDED, State.FAILED})
+_NEXT: Mapping[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.CONNECTING}) | _OVER,
+    State.CONNECTING: frozenset({State.WAITING, State.ENDING}) | _OVER,
+    State.WAITING: frozenset({State.LIVE, State.ENDING}) | _OVER,
+    State.LIVE: frozenset({State.ENDING}) | _OVER,
+    State.ENDING: _OVER,
+    State.ENDED: frozenset(),
+    State.FAILED: frozenset(),
+}
+
+
+def states_before(target: State) -> frozenset[State]:
+    """The states from which a session may move to `target`; every move asks here."""
+    return frozenset(state for state, following in _NEXT.items() if target in following)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One session's record; times are Unix seconds, `None` when not yet."""
+
+    session_id: str
+    tenant: str
+    room: str
+    user_id: str
+    metadata: Mapping[str, Any]
+    state: State
+    epoch: int
+    reason: Reason | None = None
+    #: The id of the worker that runs it (see `workers.py`), empty while queued.
+    owner: str = ""
+    #: Unix seconds after which nobody may claim it any more.
+    join_deadline: float = 0.0
+    admitted_at: float | None = None
+    published_at: float | None = None
+    claimed_at: float | None = None
+    connected_at: float | None = None
+    first_audio_at: float | None = None
+    ending_at: float | None = None
+    ended_at: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the session has ended or failed."""
+        return self.state in _OVER
+
+    @property
+    def agent_identity(self) -> str:
+        """The participant's identity of this epoch's agent in the room."""
+        return f"agent-{self.session_id}-{self.epoch}"
+
+    @property
+    def task_id(self) -> str:
+        """The Celery task's id: the session's own for the first epoch."""
+        return self.session_id if self.epoch == 1 else f"{self.session_id}.{self.epoch}"
+
+    def to_fields(self) -> dict[str, str]:
+        """The record's hash fields; what is `None` is left out."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        fields["metadata"] = json.dumps(dict(self.metadata))
+        return {name: str(value) for name, value in fields.items() if value is not None}
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, str]) -> "Session":
+        """The session of a record's hash fields; unknown fields of a newer version are ignored."""
+        values: dict[str, Any] = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
+        values["metadata"] = json.loads(fields["metadata"])
+        values["state"] = State(fields["state"])
+        values["epoch"] = int(fields["epoch"])
+        if "reason" in fields:
+            values["reason"] = Reason(fields["reason"])
+        times = {name: float(value) for name, value in values.items() if name.endswith(("_at", "_deadline"))}
+        return cls(**(values | times))

@@ -1,0 +1,136 @@
+"""The fleet's workers in Redis: one lease each, one leader among their keepers, and whether joins are open.
+
+Key space (one slot):
+    muster:{workers}:leases  ZSET    worker id -> when its lease ends (ms of the server's clock)
+    muster:{workers}:status  HASH    worker id -> JSON of `WorkerStatus`
+    muster:{workers}:leader  STRING  the worker whose keeper leads, expires after `LEADER_LOCK`
+    muster:{workers}:ready   STRING  set one lease after the leader found Redis without it: joins are open
+
+A worker's id is `<name>#<random>`: a restarted worker is another one, so that its old sessions do not look alive.
+Leases that ended more than a minute ago are forgotten.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from worker.fleet.redis_operations import NOW, Operation
+
+#: Seconds between two renewals of a worker's lease.
+BEAT = 1.0
+#: Seconds after its last renewal at which a worker counts as lost.
+LEASE = 5.0
+#: Seconds the leader's lock outlives the leader.
+LEADER_LOCK = 3.0
+_FORGOTTEN_AFTER = 60_000
+
+_RENEW = f"""#!lua
+{NOW}
+redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
+local old = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - {_FORGOTTEN_AFTER})
+if #old > 0 then
+  redis.call('ZREM', KEYS[1], unpack(old))
+  redis.call('HDEL', KEYS[2], unpack(old))
+end
+return 1"""
+
+_RESIGN = """#!lua
+redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('HDEL', KEYS[2], ARGV[1])
+if redis.call('GET', KEYS[3]) == ARGV[1] then redis.call('DEL', KEYS[3]) end
+return 1"""
+
+_LEAD = """#!lua
+local leader = redis.call('GET', KEYS[1])
+if leader and leader ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1"""
+
+_FLEET = f"""#!lua flags=no-writes
+{NOW}
+local live = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf')
+local status = {{}}
+if #live > 0 then status = redis.call('HMGET', KEYS[2], unpack(live)) end
+return {{redis.call('EXISTS', KEYS[3]), status}}"""
+
+_OPEN = """#!lua
+redis.call('SET', KEYS[1], ARGV[1])
+return 1"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerStatus:
+    """What a keeper tells about its worker with each renewal."""
+
+    worker_id: str
+    name: str
+    #: How many sessions it can run at once.
+    slots: int
+    #: How many it runs.
+    busy: int
+    #: A draining worker takes no new session.
+    draining: bool
+    #: Unix seconds.
+    started_at: float
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The workers whose lease holds, and whether joins are open."""
+
+    ready: bool
+    workers: Sequence[WorkerStatus]
+
+    @property
+    def slots(self) -> int:
+        """How many sessions the fleet can run at once, draining workers left out."""
+        return sum(worker.slots for worker in self.workers if not worker.draining)
+
+
+def _key(name: str) -> str:
+    return f"muster:{{workers}}:{name}"
+
+
+def renew(status: WorkerStatus) -> Operation[None]:
+    """Extend the worker's lease by `LEASE` from the server's now."""
+    return Operation(
+        script=_RENEW,
+        keys=[_key("leases"), _key("status")],
+        arguments=[status.worker_id, round(LEASE * 1000), json.dumps(asdict(status))],
+        parse=lambda raw: None,
+    )
+
+
+def resign(worker_id: str) -> Operation[None]:
+    """Give lease and leadership back at a clean exit."""
+    return Operation(
+        script=_RESIGN,
+        keys=[_key("leases"), _key("status"), _key("leader")],
+        arguments=[worker_id],
+        parse=lambda raw: None,
+    )
+
+
+def lead(worker_id: str) -> Operation[bool]:
+    """Become or stay the leading keeper; False when another one leads."""
+    return Operation(
+        script=_LEAD,
+        keys=[_key("leader")],
+        arguments=[worker_id, round(LEADER_LOCK * 1000)],
+        parse=bool,
+    )
+
+
+def fleet() -> Operation[Fleet]:
+    """All workers whose lease holds."""
+    return Operation(
+        script=_FLEET,
+        keys=[_key("leases"), _key("status"), _key("ready")],
+        parse=lambda raw: Fleet(bool(raw[0]), [WorkerStatus(**json.loads(text)) for text in raw[1] if text]),
+    )
+
+
+def open_joins(worker_id: str) -> Operation[None]:
+    """Let `/join` admit sessions."""
+    return Operation(script=_OPEN, keys=[_key("ready")], arguments=[worker_id], parse=lambda raw: None)
