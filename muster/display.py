@@ -96,7 +96,14 @@ def _join_table(result: CallResult) -> Table:
 
 
 def _paths_table(paths: Sequence[tuple[str, CriticalPath]]) -> Table:
-    table = Table(title="Each answer's critical path (ms)", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        title="Each answer's critical path (ms)",
+        title_justify="left",
+        caption="end: endpointing, graph: and model, network: both ways, heard: measured",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("after", no_wrap=True)
     for name in ("end", "STT", "graph", "TTS", "network", "sum", "heard", "diff"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -104,7 +111,6 @@ def _paths_table(paths: Sequence[tuple[str, CriticalPath]]) -> Table:
         segments = [getattr(path, name) for name in SEGMENTS]
         figures = (*segments, path.total, path.measured, path.difference)
         table.add_row(_shortened(said), *map(_milliseconds, figures))
-    table.caption = "end: endpointing · graph: graph and model · network: transport, both ways · heard: as measured"
     return table
 
 
@@ -113,7 +119,7 @@ def _shortened(text: str) -> str:
 
 
 def _milliseconds(seconds: float | None) -> str:
-    return "?" if seconds is None else f"{1000 * seconds:.0f}"
+    return "?" if seconds is None else str(round(1000 * seconds))
 
 
 def _latency_text(exchange: Exchange) -> str:

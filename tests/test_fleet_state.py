@@ -1,6 +1,7 @@
 """The fleet's state in a real Redis: who gets a room, who may change a record, and what expires."""
 
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -215,6 +216,7 @@ def test_a_reservation_that_expired_cannot_be_confirmed(client: "redis.Redis") -
     session = new_session()
     admit = admission.admit("default", session.room, session.session_id, join_ttl=0.001, limit=1)
     assert run(client, admit).outcome == "admitted"
+    time.sleep(0.01)
     assert not run(client, admission.confirm("default", session.room, session.session_id, hold=60))
 
 

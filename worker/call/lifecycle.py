@@ -18,6 +18,7 @@ from livekit.agents import (
     llm,
     utils,
 )
+from livekit.agents.types import NOT_GIVEN
 from livekit.agents.voice import SpeechHandle, io, room_io
 
 from worker.call import phrases
@@ -51,8 +52,8 @@ _CLOSE_LIMIT = 5.0
 class Call:
     """The agent in one room; belongs to one event loop.
 
-    `spoken` is the audio of the fixed phrases by text. `on_first_audio` is called when the agent is audible for the
-    first time.
+    `spoken` is the audio of the fixed phrases by text, as far as it is there yet. `on_first_audio` is called whenever
+    the agent begins to speak.
     """
 
     def __init__(
@@ -155,9 +156,10 @@ class Call:
             logger.warning("%s did not close in time", what, extra={"session": self._session.session_id})
 
     def _say(self, text: str, *, interruptible: bool = True) -> SpeechHandle:
+        audio = self._spoken.get(text)
         return self._voice.say(
             text,
-            audio=phrases.frames(self._spoken[text]),
+            audio=NOT_GIVEN if audio is None else phrases.frames(audio),
             allow_interruptions=interruptible,
         )
 

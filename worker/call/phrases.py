@@ -8,8 +8,10 @@ Key space (cache):
 
 import asyncio
 import hashlib
+import importlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -28,6 +30,9 @@ SAMPLE_RATE = 24_000
 _FORMAT = f"pcm_{SAMPLE_RATE}"
 _KEPT = 30 * 24 * 3600
 _FRAME = SAMPLE_RATE // 50
+#: Seconds between two attempts to render ahead, and seconds until it is given up.
+_RETRY = 0.5
+_PATIENCE = 60.0
 
 
 class Phrases:
@@ -37,12 +42,8 @@ class Phrases:
         self._settings = settings
         self._cache = cache
 
-    async def load(self, texts: tuple[str, ...]) -> Mapping[str, bytes]:
-        """Each text's audio; raises `SpeechNotRendered` when one is neither cached nor renderable."""
-        rendered = await asyncio.gather(*(self._load(text) for text in texts))
-        return dict(zip(texts, rendered, strict=True))
-
-    async def _load(self, text: str) -> bytes:
+    async def load(self, text: str) -> bytes:
+        """The text's audio; raises `SpeechNotRendered` when it is neither cached nor renderable."""
         key = self._key(text)
         try:
             cached: Any = await self._cache.getex(key, ex=_KEPT)
@@ -63,7 +64,8 @@ class Phrases:
         return "muster:{speech}:" + hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     async def _render(self, text: str) -> bytes:
-        # Half a second of imports that a call with a warm cache does not pay.
+        # Half a second of imports that a call with a warm cache does not pay, and that would stop an event loop.
+        await asyncio.to_thread(importlib.import_module, "elevenlabs.client")
         from elevenlabs.client import AsyncElevenLabs
         from elevenlabs.core.api_error import ApiError
 
@@ -109,9 +111,22 @@ def open_cache(settings: CallSettings) -> "redis.asyncio.Redis":
 
 
 async def render_ahead(settings: CallSettings) -> None:
-    """Render and cache every fixed phrase."""
+    """Render and cache every fixed phrase; a provider that is not there yet is waited for.
+
+    Raises `SpeechNotRendered` when it does not come within `_PATIENCE` seconds.
+    """
+    deadline = time.monotonic() + _PATIENCE
     async with open_cache(settings) as cache:
-        await Phrases(settings, cache=cache).load(settings.phrases)
+        phrases = Phrases(settings, cache=cache)
+        for text in settings.phrases:
+            while True:
+                try:
+                    await phrases.load(text)
+                    break
+                except SpeechNotRendered:
+                    if time.monotonic() > deadline:
+                        raise
+                    await asyncio.sleep(_RETRY)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ _FLUSH_LIMIT = 2.0
 def serve(session_id: str, epoch: int, *, child: Child, announce: Callable[[str], None]) -> None:
     """Serve the session until it is over, if this child may claim it; a message that is void is dropped.
 
-    `announce` tells operators about a state of the task; it may block.
+    `announce` tells operators about a state of the task and does not block.
     """
     settings = CallSettings.from_env()
     asyncio.run(_Service(session_id, epoch, settings=settings, child=child, announce=announce).run())
@@ -78,15 +78,13 @@ class _Service:
         """Claim, serve, record the end and release the room."""
         async with connect_async(self._settings.redis_url) as client:
             self._client = client
+            # From before the claim to after the end: whatever happens in between, the keeper sees whose it is.
+            self._child.slot.hold(self._session_id, self._epoch)
             session = await self._claim()
-            if session is None:
-                return
-            self._child.slot.hold(session.session_id, session.epoch)
-            try:
+            if session is not None:
                 with self._watching_signals():
                     await self._serve(session)
-            finally:
-                self._child.slot.clear()
+            self._child.slot.clear()
 
     async def _claim(self) -> Session | None:
         claim = records.claim(
@@ -152,8 +150,11 @@ class _Service:
 
     async def _build(self, session: Session, room: rtc.Room, transcript: Transcript, stack: AsyncExitStack) -> Call:
         settings = self._settings
-        cache = await stack.enter_async_context(open_cache(settings))
-        spoken = asyncio.create_task(Phrases(settings, cache=cache).load(settings.phrases))
+        spoken: dict[str, bytes] = {}
+        phrases = Phrases(settings, cache=await stack.enter_async_context(open_cache(settings)))
+        greeting = asyncio.create_task(phrases.load(settings.greeting))
+        stack.push_async_callback(utils.aio.cancel_and_wait, greeting)
+        self._keep(stack, _load_apologies(phrases, spoken, settings))
         providers = open_providers(settings)
         stack.push_async_callback(providers.aclose)
         agent = build_supervisor(
@@ -164,6 +165,7 @@ class _Service:
         )
         clock = TurnClock()
         voice_agent = VoiceAgent(agent, transcript=transcript, clock=clock)
+        spoken[settings.greeting] = await greeting
         return Call(
             session,
             settings=settings,
@@ -173,7 +175,7 @@ class _Service:
             agent_llm=AgentLLM(agent, observe=voice_agent.observe, warm=providers.openai.models.list),
             voice_agent=voice_agent,
             clock=clock,
-            spoken=await spoken,
+            spoken=spoken,
             on_first_audio=lambda: self._went_live(session, stack),
         )
 
@@ -209,7 +211,7 @@ class _Service:
         if not self._is_live:
             self._is_live = True
             self._keep(stack, self._move(session, State.LIVE, stamp="first_audio_at"))
-            self._keep(stack, asyncio.to_thread(self._announce, "live"))
+            self._announce("live")
 
     async def _move(self, session: Session, target: State, *, stamp: str) -> None:
         """Move the record on; the call goes on without it when Redis is away."""
@@ -283,3 +285,12 @@ class _Service:
 async def _enter(connecting: asyncio.Task[None], call: Call) -> None:
     await asyncio.shield(connecting)
     await call.start()
+
+
+async def _load_apologies(phrases: Phrases, spoken: dict[str, bytes], settings: CallSettings) -> None:
+    """What is said when the voice itself may be broken must be there before."""
+    for text in (settings.apology, settings.farewell):
+        try:
+            spoken[text] = await phrases.load(text)
+        except SpeechNotRendered:
+            logger.warning("a phrase could not be rendered ahead")

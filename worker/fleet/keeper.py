@@ -135,8 +135,8 @@ class Keeper:
             await self._stopping.wait()
             for duty in duties:
                 duty.cancel()
-        await self._endings.close()
         await self._resign()
+        await self._endings.close()
 
     async def _watch(self) -> None:
         if os.getppid() != self._table.parent_pid:
