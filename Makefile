@@ -1,7 +1,7 @@
 PYTHON ?= python3
 SOURCES = $(wildcard celeryconfig.py graphs worker api muster local bench tests)
 
-.PHONY: help setup demo up test check
+.PHONY: help setup demo up test e2e check bench
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -17,6 +17,13 @@ up: setup  ## start the stack and stay
 
 test: setup  ## the whole test suite, on real parts
 	@.venv/bin/python -m pytest
+
+e2e: setup  ## the tests that wait for minutes
+	@.venv/bin/python -m pytest -m slow
+
+bench: setup  ## joins and turns, measured on this machine
+	@.venv/bin/python -m bench joins
+	@.venv/bin/python -m bench turns
 
 check: setup  ## lint, format and types
 	@.venv/bin/ruff check $(SOURCES)

@@ -70,29 +70,36 @@ class _Call:
 def run_call(
     *,
     urls: Mapping[str, str],
-    say: Sequence[str],
+    script: Sequence[tuple[str, str | None]],
     wav: Path | None,
     room: str | None,
     leave: bool,
     console: Console,
+    output: Path | None = None,
 ) -> int:
-    """Calls the agent, says the lines (and then plays `wav`), prints what comes back; the exit code.
+    """Calls the agent, says the script's lines (and then plays `wav`), prints what comes back; the exit code.
 
-    `urls` holds `agent_service`, `control_plane` and `providers`, whose voice speaks the lines. With
-    `leave` the agent is asked to leave at the end, else the caller just hangs up.
+    A line comes with what is said over its answer, or None. `urls` holds `agent_service`, `control_plane` and
+    `providers`, whose voice speaks the lines. With `leave` the agent is asked to leave at the end, else the
+    caller just hangs up. `output` is a folder for the recording, the transcript and the numbers.
     """
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
     try:
-        lines = _rendered([(text, None) for text in say], providers=urls["providers"])
+        lines = _rendered(script, providers=urls["providers"])
         if wav is not None:
             lines.append(Line(f"({wav.name})", read_wav(wav)))
         with _client(urls) as client:
             call = _Call(client, room or f"call-{uuid.uuid4().hex[:8]}", lines, leave)
-            result = asyncio.run(_hold(call, console=console))
+            result = asyncio.run(_hold(call, console=console, output=output))
     except (*CALL_ERRORS, *SOUND_ERRORS) as error:
         console.print(f"The call failed: {error}", style="red", soft_wrap=True)
         return 1
-    print_summary(console, result, where=())
-    return _conclude(console, result.failures(demo=False))
+    failures = result.failures(demo=False)
+    if output is not None:
+        _write_files(output, result, failures)
+    print_summary(console, result, where=_where(output, urls) if output else ())
+    return _conclude(console, failures)
 
 
 def run_demo(*, urls: Mapping[str, str], console: Console, output: Path) -> int:
@@ -112,8 +119,7 @@ def run_demo(*, urls: Mapping[str, str], console: Console, output: Path) -> int:
         console.print(f"The demo failed: {error}", style="red", soft_wrap=True)
         return 1
     failures = result.failures(demo=True)
-    _write_transcript(output / "transcript.jsonl", result)
-    (output / "result.json").write_text(json.dumps(result.to_json(failures=failures), indent=2) + "\n")
+    _write_files(output, result, failures)
     print_summary(console, result, where=_where(output, urls))
     return _conclude(console, failures)
 
@@ -206,6 +212,11 @@ def _recognised_again(result: CallResult, providers: str, output: Path) -> WordE
     greeting = result.greeting.text if result.greeting else ""
     replies = [greeting, *(exchange.reply for exchange in result.exchanges)]
     return recording_word_error(recording_in(output).agent, replies, providers=providers)
+
+
+def _write_files(output: Path, result: CallResult, failures: Sequence[str]) -> None:
+    _write_transcript(output / "transcript.jsonl", result)
+    (output / "result.json").write_text(json.dumps(result.to_json(failures=failures), indent=2) + "\n")
 
 
 def _write_transcript(path: Path, result: CallResult) -> None:

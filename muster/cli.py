@@ -78,29 +78,56 @@ def demo(output: Path | None) -> None:
         from muster.calls import run_demo
 
         stack.wait_ready()
-        code = run_demo(urls=stack.urls, console=console, output=output or stack.directory / "call")
+        code = run_demo(
+            urls={**stack.urls, "logs": str(stack.directory)},
+            console=console,
+            output=output or stack.directory / "call",
+        )
     raise SystemExit(code)
 
 
 @main.command()
 @click.option("--say", multiple=True, metavar="TEXT", help="A sentence for the agent; repeat it for more turns.")
 @click.option(
+    "--interrupt",
+    multiple=True,
+    nargs=2,
+    metavar="TEXT OVER",
+    help="Say TEXT, and OVER in the middle of the answer; after all --say.",
+)
+@click.option(
     "--wav",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Play this recording (16 bit) to the agent instead.",
+    help="Play this recording (16 bit) to the agent, after everything else.",
 )
 @click.option("--room", help="Name of the room [default: a new one].")
 @click.option("--no-leave", is_flag=True, help="Hang up without sending the agent away with /leave.")
-def call(say: tuple[str, ...], wav: Path | None, room: str | None, no_leave: bool) -> None:
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for recording, transcript and numbers.")
+def call(
+    say: tuple[str, ...],
+    interrupt: tuple[tuple[str, str], ...],
+    wav: Path | None,
+    room: str | None,
+    no_leave: bool,
+    output: Path | None,
+) -> None:
     """Call the agents of a running `muster up` and talk to one."""
-    if not say and wav is None:
+    if not say and not interrupt and wav is None:
         raise click.UsageError("Nothing to say: give --say TEXT or --wav FILE.")
     console = Console()
     with _readable_errors(console):
         urls = StateFile(home=home_directory()).running().urls
         from muster.calls import run_call
 
-        code = run_call(urls=urls, say=say, wav=wav, room=room, leave=not no_leave, console=console)
+        code = run_call(
+            urls=urls,
+            script=[*((text, None) for text in say), *interrupt],
+            wav=wav,
+            room=room,
+            leave=not no_leave,
+            console=console,
+            output=output,
+        )
     raise SystemExit(code)
 
 

@@ -19,6 +19,7 @@ SUM_SHARE, SUM_SECONDS = 0.10, 0.050
 MICROPHONE_BOUND = 0.1
 
 TRANSFERS = ("sales", "tech_support")
+TOOLS = ("look_up_price", "open_ticket")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,8 @@ class CallResult:
         """What did not work, one sentence each; empty for a good call.
 
         Of any call: every line was answered, and every interruption honoured. Of the demo also: both
-        hand-overs happened, the agent was interrupted once, and the session ended because it was left.
+        hand-overs happened, both tools were used, the agent was interrupted once, and the session ended
+        because it was left.
         """
         failures = [f"No answer to: {one.said}" for one in self.exchanges if not one.answered]
         for exchange in self.exchanges:
@@ -152,9 +154,11 @@ class CallResult:
         }
 
     def _demo_failures(self) -> list[str]:
-        events = [event for one in self.exchanges for event in one.events if event.kind == "transfer"]
-        reached = {event.target for event in events}
+        events = [event for one in self.exchanges for event in one.events]
+        reached = {event.target for event in events if event.kind == "transfer"}
+        used = {event.name for event in events if event.kind == "tool"}
         failures = [f"No hand-over to {target}." for target in TRANSFERS if target not in reached]
+        failures += [f"The tool {tool} was not used." for tool in TOOLS if tool not in used]
         if not any(one.interrupted_by for one in self.exchanges):
             failures.append("The agent was never interrupted: it spoke too briefly, or did not stop.")
         if (self.session.status, self.session.reason) != ("ended", "left"):

@@ -34,6 +34,9 @@ class SilentSession(RunSession):
         if os.environ.get("TEST_PRELOAD_STARTS_A_THREAD"):
             threading.Thread(target=threading.Event().wait, daemon=True).start()
 
+    def render_ahead(self) -> None:
+        """There is nothing to hear."""
+
     def serve(self, session_id: str, epoch: int, *, child: Child, announce: Callable[[str], None]) -> None:
         settings = FleetSettings.from_env()
         with connect(settings.redis_url) as client:

@@ -163,7 +163,7 @@ def test_a_draining_worker_keeps_its_call_and_swallows_no_join(fleet: Fleet, sta
         joined_at = time.monotonic()
         others = [fleet.join(f"meanwhile {number}") for number in range(2)]
         owners = {fleet.live(other).owner for other in others}
-        assert time.monotonic() - joined_at < 1
+        assert time.monotonic() - joined_at < 3
         assert all(owner.startswith("stays@") for owner in owners)
         wait_until(lambda: session.session_id in fleet.client.lrange(TOLD_TO_DRAIN, 0, -1), within=3)
         draining = status(fleet, "drained")

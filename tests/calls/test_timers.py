@@ -1,8 +1,6 @@
 """Calls that end by themselves: each timer on a fleet whose timers are short, with real rooms and callers."""
 
 import asyncio
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -57,15 +55,18 @@ async def test_the_agent_stays_until_there_is_a_reason_to_go(fleet: Fleet) -> No
         assert len(await fleet.agents_in(call.token.room)) == 1
 
 
+@pytest.mark.slow
 async def test_a_caller_whose_connection_is_lost_for_good_ends_the_session(fleet: Fleet) -> None:
     """The media server itself takes 15 to 20 s to miss a caller whose process died."""
     token = await asyncio.to_thread(fleet.client.token, room=new_room(), identity="ada")
     assert token.session is not None
     command = [sys.executable, "-c", _CALLER, token.url, token.token]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env=dict(os.environ)) as caller:
-        assert caller.stdout is not None and caller.stdout.readline().strip() == b"here"
-        await fleet.state(token.session.session_id, "live")
-        caller.send_signal(signal.SIGKILL)
+    caller = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=subprocess.PIPE)
+    assert caller.stdout is not None
+    assert (await caller.stdout.readline()).strip() == b"here"
+    await fleet.state(token.session.session_id, "live")
+    caller.kill()
+    await caller.wait()
     lost_at = time.monotonic()
     session = await fleet.over(token.session.session_id, within=50)
     assert (session.status, session.reason) == ("ended", "caller_lost")

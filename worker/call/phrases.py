@@ -12,6 +12,7 @@ import importlib
 import logging
 import time
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 import httpx
@@ -36,11 +37,14 @@ _PATIENCE = 60.0
 
 
 class Phrases:
-    """Gets phrases from the cache, and renders those it lacks."""
+    """Gets phrases from the cache, and renders those it lacks; a client given as `http` stays open."""
 
-    def __init__(self, settings: CallSettings, *, cache: redis.asyncio.Redis) -> None:
+    def __init__(
+        self, settings: CallSettings, *, cache: redis.asyncio.Redis, http: httpx.AsyncClient | None = None
+    ) -> None:
         self._settings = settings
         self._cache = cache
+        self._http = http
 
     async def load(self, text: str) -> bytes:
         """The text's audio; raises `SpeechNotRendered` when it is neither cached nor renderable."""
@@ -70,7 +74,7 @@ class Phrases:
         from elevenlabs.core.api_error import ApiError
 
         base_url = self._settings.eleven_base_url
-        async with httpx.AsyncClient(timeout=self._settings.provider_timeout) as http:
+        async with self._open_http() as http:
             client = AsyncElevenLabs(
                 api_key=self._settings.eleven_api_key,
                 # The SDK adds the version to its paths itself.
@@ -90,6 +94,9 @@ class Phrases:
         if not audio:
             raise SpeechNotRendered()
         return audio
+
+    def _open_http(self) -> AbstractAsyncContextManager[httpx.AsyncClient]:
+        return nullcontext(self._http) if self._http else httpx.AsyncClient(timeout=self._settings.provider_timeout)
 
 
 async def frames(audio: bytes) -> AsyncIterator[rtc.AudioFrame]:

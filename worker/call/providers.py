@@ -9,9 +9,11 @@ from livekit.agents import APIConnectOptions, APITimeoutError, NotGivenOr, stt, 
 from livekit.agents.types import NOT_GIVEN
 from livekit.agents.voice.agent_session import SessionConnectOptions
 from livekit.plugins import elevenlabs, openai
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from worker.call.settings import CallSettings
+
+_OPENAI_URL = "https://api.openai.com/v1"
 
 
 class PromptSTT(openai.STT):
@@ -50,15 +52,17 @@ class Providers:
 def open_providers(
     settings: CallSettings,
     *,
-    openai_client: AsyncOpenAI | None = None,
+    openai_http: DefaultAsyncHttpxClient | None = None,
     http_session: aiohttp.ClientSession | None = None,
 ) -> Providers:
     """Build the clients; call it inside `livekit.agents.utils.http_context.open()` unless `http_session` is given."""
-    client = openai_client or AsyncOpenAI(
+    client = AsyncOpenAI(
         api_key=settings.openai_api_key,
-        base_url=settings.openai_base_url,
+        # Without an address the SDK takes OPENAI_BASE_URL as it is, and an empty one leads nowhere.
+        base_url=settings.openai_base_url or _OPENAI_URL,
         max_retries=0,
         timeout=settings.provider_timeout,
+        http_client=openai_http,
     )
     return Providers(
         stt=PromptSTT(client=client, model=settings.stt_model, language="en"),

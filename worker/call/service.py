@@ -251,6 +251,7 @@ class _Service:
                 try:
                     return await run_async(self._client, operation)
                 except StateUnavailable:
+                    self._child.slot.stamp()
                     await asyncio.sleep(_END_RETRY)
 
     async def _stamp(self) -> None:

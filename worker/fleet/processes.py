@@ -129,6 +129,7 @@ class Processes(bootsteps.StartStopStep):
             os.environ.setdefault(name, value)
         self._table = worker.liveness = Table.create(slots=worker.concurrency)
         self._keeper = Keeper(table=self._table, status=self._status(worker))
+        self._renderer = self._task.render_ahead()
         self._task.preload()
         self._add_own_queue(worker)
         signals.worker_before_create_process.connect(self._before_fork, weak=False)
@@ -143,7 +144,15 @@ class Processes(bootsteps.StartStopStep):
         """Called at the start and again after every reconnection to the broker."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = hub.call_repeatedly(_KEEPER_CHECK, self._keeper.revive)
+        self._timer = hub.call_repeatedly(_KEEPER_CHECK, self._look_after)
+
+    def _look_after(self) -> None:
+        self._keeper.revive()
+        # A process that has ended stays in the table until its parent has asked.
+        if self._renderer is not None and self._renderer.poll() is not None:
+            if self._renderer.returncode:
+                logger.warning("phrases were not rendered ahead, each first call will")
+            self._renderer = None
 
     def _status(self, worker: Any) -> WorkerStatus:
         return WorkerStatus(

@@ -1,6 +1,8 @@
 """The one task of a worker: run a session from its claim to its end."""
 
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -30,6 +32,10 @@ class RunSession(Task[[str, int], None]):
         from worker.call.preload import load
 
         load()
+
+    def render_ahead(self) -> "subprocess.Popen[bytes] | None":
+        """Start the process that renders what the first call needs; it ends by itself."""
+        return subprocess.Popen([sys.executable, "-m", "worker.call.phrases"], stdin=subprocess.DEVNULL)
 
     def serve(
         self,

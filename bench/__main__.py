@@ -1,0 +1,51 @@
+"""The command line of the measurements."""
+
+import json
+import os
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from bench.joins import measure_joins
+from bench.report import Report, print_report
+from bench.turns import measure_turns
+
+_WARM_LOAD = 1.0
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Measure this machine's Muster with real audio through the whole local stack.
+
+    Run it on a quiet machine: on a busy one every figure is about the machine.
+    """
+    load = os.getloadavg()[0]
+    if load > _WARM_LOAD:
+        click.echo(f"The machine is busy (load {load:.1f}); the figures will be too.", err=True)
+
+
+@main.command()
+@click.option("--count", default=20, show_default=True, help="How many joins to count, after two that warm up.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
+def joins(count: int, output: Path | None) -> None:
+    """From POST /join to the agent's first audible frame, with its parts; the caller is in the room already."""
+    _show(measure_joins(count=count), output)
+
+
+@main.command()
+@click.option("--calls", default=6, show_default=True, help="How many calls of ten turns, one barge-in in each.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
+def turns(calls: int, output: Path | None) -> None:
+    """From the end of the caller's speech to the agent's first audible frame, with its critical path."""
+    _show(measure_turns(calls=calls), output)
+
+
+def _show(report: Report, output: Path | None) -> None:
+    print_report(Console(), report)
+    if output is not None:
+        output.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""How long an answer takes: from the end of the caller's speech to the agent's first audible frame, in real calls.
+
+The calls are held by the product's own command, as a user would hold them.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.report import Figure, Report
+from local.parts import AGENT_SERVICE, CONTROL_PLANE, LIVEKIT, PROVIDERS, REDIS, WORKER, StackOptions
+from local.stack import Stack
+
+#: Eight questions with hand-overs and tools, and one answer that is talked over.
+LINES = (
+    "What are your opening hours?",
+    "How can I pay my bill?",
+    "How much is the pro plan?",
+    "Do you have a free trial?",
+    "My router keeps dropping the connection.",
+    "I forgot my password and cannot log in.",
+    "Please open a ticket for me.",
+    "Thank you, that is all.",
+)
+INTERRUPTED = ("What plans do you offer?", "Sorry, stop please.")
+_SEGMENTS = ("endpointing", "stt", "graph_llm", "tts", "transport")
+#: Seconds one call may take.
+_CALL_LIMIT = 300
+
+
+def measure_turns(*, calls: int) -> Report:
+    """`calls` calls one after the other on a stack of its own."""
+    parts = frozenset({REDIS, LIVEKIT, PROVIDERS, AGENT_SERVICE, CONTROL_PLANE, WORKER})
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        with Stack(options=StackOptions(parts=parts, preferred_ports=False, home=home)):
+            return _report([_call(home, number) for number in range(calls)])
+
+
+def _call(home: Path, number: int) -> dict[str, Any]:
+    output = home / f"call-{number}"
+    command = [sys.executable, "-m", "muster", "call", "--output", str(output)]
+    for line in LINES:
+        command += ["--say", line]
+    # The exit code says whether every line was answered; the report counts what was not.
+    subprocess.run(
+        [*command, "--interrupt", *INTERRUPTED],
+        env={**os.environ, "MUSTER_HOME": str(home)},
+        timeout=_CALL_LIMIT,
+        check=False,
+    )
+    result: dict[str, Any] = json.loads((output / "result.json").read_text())
+    return result
+
+
+def _report(results: Sequence[dict[str, Any]]) -> Report:
+    turns = [turn for result in results for turn in result["turns"]]
+    paths = [turn["critical_path"] for turn in turns if turn["critical_path"]]
+    figures = {
+        "end of speech to first audible frame": Figure([turn["latency"] for turn in turns if turn["latency"]]),
+        **{f"  {name}": Figure([path[name] for path in paths]) for name in _SEGMENTS},
+        "  segments, added up": Figure([path["total"] for path in paths]),
+        "difference, absolute": Figure([abs(path["difference"]) for path in paths]),
+        "barge-in to silence": Figure([turn["silenced_after"] for turn in turns if turn["silenced_after"]]),
+    }
+    return Report("End of the caller's speech to the agent's first audible frame", figures, _notes(results))
+
+
+def _notes(results: Sequence[dict[str, Any]]) -> list[str]:
+    failures = [failure for result in results for failure in result["failures"]]
+    warnings = [warning for result in results for warning in result["warnings"]]
+    return [
+        f"{len(results)} calls.",
+        *(failures or ["Every line was answered, every interruption honoured."]),
+        *warnings,
+    ]
