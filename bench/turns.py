@@ -20,7 +20,7 @@ from local.stack import Stack
 LINES = (
     "What are your opening hours?",
     "How can I pay my bill?",
-    "How much is the pro plan?",
+    "How much is the premium plan?",
     "Do you have a free trial?",
     "My router keeps dropping the connection.",
     "I forgot my password and cannot log in.",

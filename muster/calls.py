@@ -36,7 +36,7 @@ END_INTERVAL = 0.5
 #: What the demo's caller says; the second of a pair is spoken over the answer to the first.
 DEMO_SCRIPT: tuple[tuple[str, str | None], ...] = (
     ("Hello, what are your opening hours?", None),
-    ("How much is the pro plan?", None),
+    ("How much is the premium plan?", None),
     ("What plans do you offer?", "Sorry, stop please."),
     ("My router keeps dropping the connection.", None),
     ("Please open a ticket for me.", None),

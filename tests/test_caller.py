@@ -155,7 +155,7 @@ async def test_the_recording_holds_both_sides_at_their_time(livekit_url: str, sp
     with wave.open(str(recording.both), "rb") as file:
         both = np.frombuffer(file.readframes(file.getnframes()), np.int16).reshape(-1, 2)
     (left_start, left_end), (right_start, right_end) = (loud_seconds(both[:, side]) for side in (0, 1))
-    assert left_end - left_start == pytest.approx(said.ended_at - said.started_at, abs=0.1)
+    assert left_end - left_start == pytest.approx(said.ended_at - said.started_at, abs=0.2)
     assert right_end - right_start == pytest.approx(answered.ended_at - answered.started_at, abs=0.15)
     assert right_start - left_start == pytest.approx(answered.started_at - said.started_at, abs=0.15)
     sent, received = speech[2 * SAMPLE_RATE : 4 * SAMPLE_RATE], read_wav(recording.agent)
@@ -316,6 +316,8 @@ def demo_result(*more: Exchange, without: int | None = None, reason: str = "left
         exchange("price", event=TurnEvent("transfer", "front_desk", "sales")),
         exchange("plans", interrupted_by=PROMPT, reply={"interrupted": True}),
         exchange("router", event=TurnEvent("transfer", "sales", "tech_support")),
+        exchange("how much", event=TurnEvent("tool", name="look_up_price")),
+        exchange("ticket", event=TurnEvent("tool", name="open_ticket")),
     )
     return CallResult(
         session=Session("s1", "r", "ended", reason=reason),
@@ -335,6 +337,8 @@ def test_a_demo_in_which_everything_happened_worked() -> None:
         (demo_result(without=0), "sales"),
         (demo_result(without=1), "never interrupted"),
         (demo_result(without=2), "tech_support"),
+        (demo_result(without=3), "look_up_price"),
+        (demo_result(without=4), "open_ticket"),
         (demo_result(reason="caller_lost"), "caller_lost"),
         (demo_result(exchange("x", heard_at=None)), "No answer"),
         (demo_result(exchange("x", interrupted_by=LATE, reply={"interrupted": True})), "talked on"),

@@ -221,6 +221,7 @@ def test_sessions_of_the_last_worker_fail_soon_after_the_next_one_starts(redis_d
         assert (over.state, over.reason) == (State.FAILED, Reason.WORKER_LOST)
 
 
+@pytest.mark.slow
 def test_an_outage_of_redis_longer_than_a_lease_ends_no_call(tmp_path: Path) -> None:
     server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
     server.start()

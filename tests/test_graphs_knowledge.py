@@ -36,7 +36,7 @@ def test_numbers_nobody_says_are_refused(number: int) -> None:
 
 def test_products_are_found_by_name_and_alias_in_any_case() -> None:
     catalogue = load_catalogue()
-    assert catalogue.product("Pro") is catalogue.product("pro plan")
+    assert catalogue.product("Pro") is catalogue.product("premium plan")
     with pytest.raises(ToolRefused, match="moon plan"):
         catalogue.product("moon plan")
 

@@ -101,5 +101,5 @@ def test_a_roster_needs_distinct_names(names: list[str]) -> None:
 
 def test_a_choice_outside_the_schema_is_refused_with_the_choices(services: Services) -> None:
     tool = load_roster(ROSTER, services)["sales"].tool("look_up_price")
-    with pytest.raises(ToolRefused, match="pro plan"):
+    with pytest.raises(ToolRefused, match="premium plan"):
         parse_arguments(ToolCall("c", tool.name, '{"product": "moon plan"}'), tool.schema)

@@ -360,7 +360,7 @@ async def test_every_specialist_of_the_roster_is_reachable_through_the_port(tmp_
 
 
 async def test_sales_looks_the_price_up_in_the_catalogue(tmp_path: Path) -> None:
-    llm = ScriptedLLM(transfers("sales"), calls("look_up_price", {"product": "pro plan"}), says("Forty nine."))
+    llm = ScriptedLLM(transfers("sales"), calls("look_up_price", {"product": "premium plan"}), says("Forty nine."))
     await take(supervisor(llm, tmp_path), "how much is pro?")
     result = json.loads(llm.requests[2].last.content)
     assert result["price_dollars"] == 49

@@ -35,14 +35,14 @@ ROUTING = [
     ("front_desk", "Hello, good morning."),
     ("front_desk", "who won the football match"),
     ("sales", "What would the family plan cost me?"),
-    ("sales", "What does the pro-plane cost?"),
+    ("sales", "What does the premium plane cost?"),
     ("sales", "the do students get a discount"),
     ("sales", "What plans do you have"),
     ("sales", "can I try it for free first"),
     ("sales", "How much for the business plane"),
     ("sales", "I need an offer for my company"),
     ("sales", "can i switch to a bigger plan"),
-    ("sales", "Can you tell me the prize of the pro plan?"),
+    ("sales", "Can you tell me the prize of the premium plan?"),
     ("sales", "i'm interested in buying fast internet for my house"),
     ("tech_support", "my internet is down"),
     ("tech_support", "My rooter does not work."),
@@ -171,9 +171,9 @@ def test_the_list_of_all_plans_is_long_enough_to_interrupt(fluent: Responder, ro
 @pytest.mark.parametrize(
     ("sentence", "product"),
     [
-        ("How much is the pro plan?", "pro plan"),
-        ("what does the pro-plane cost", "pro plan"),
-        ("what's the price of the bro plan", "pro plan"),
+        ("How much is the premium plan?", "premium plan"),
+        ("what does the premium plane cost", "premium plan"),
+        ("what's the price of the premium plant", "premium plan"),
         ("how expensive is the mesh booster", "mesh booster"),
         ("oh and how much do i pay for family", "family plan"),
     ],
@@ -193,12 +193,12 @@ def test_a_price_question_leans_on_what_was_said_before(responder: Responder, ro
 
 def test_an_unclear_price_question_is_asked_back(responder: Responder, roster: Roster) -> None:
     answer = ask(responder, roster, "sales", "what does it cost")
-    assert answer.text.startswith("Which one") and "pro plan" in answer.text
+    assert answer.text.startswith("Which one") and "premium plan" in answer.text
 
 
 def test_a_tools_summary_is_said(responder: Responder, roster: Roster) -> None:
     since = called("look_up_price", {"price_dollars": 49, "summary": "It costs forty nine dollars."})
-    answer = ask(responder, roster, "sales", "how much is the pro plan", since=since)
+    answer = ask(responder, roster, "sales", "how much is the premium plan", since=since)
     assert answer == Answer("It costs forty nine dollars.")
 
 
@@ -226,9 +226,9 @@ def test_a_declined_ticket_is_not_opened(responder: Responder, roster: Roster) -
 def test_after_a_hand_over_the_new_desk_answers_and_sends_nobody_back(responder: Responder, roster: Roster) -> None:
     since = called("transfer_to", {"transferred_to": "sales"})
     assert not ask(responder, roster, "sales", "what are your opening hours", since=since).tool_calls
-    assert only_call(ask(responder, roster, "sales", "how much is the pro plan", since=since)) == (
+    assert only_call(ask(responder, roster, "sales", "how much is the premium plan", since=since)) == (
         "look_up_price",
-        {"product": "pro plan"},
+        {"product": "premium plan"},
     )
     assert "sales" in ask(responder, roster, "sales", "please put me through to sales", since=since).text
 
@@ -288,7 +288,7 @@ async def test_a_whole_conversation_with_the_supervisor(fluent: Responder, tmp_p
     agent = build_supervisor(llm=RespondingLLM(fluent), open_ticket=tickets, slots={})
     talk = [
         ("What are your opening hours?", "front_desk", "nine to six"),
-        ("And what does the pro-plane cost?", "sales", "forty nine dollars"),
+        ("And what does the premium plane cost?", "sales", "forty nine dollars"),
         ("What plans do you offer?", "sales", "four plans"),
         ("Sorry. Stop, please.", "sales", "take your time"),
         ("a my router keeps restarting.", "tech_support", "Unplug it"),

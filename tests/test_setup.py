@@ -144,6 +144,7 @@ def test_a_log_with_braces_is_shown_as_it_is(progress: Progress) -> None:
         progress.run("A step", ["sh", "-c", "echo '{tail} {0}'; exit 1"], usually="-", advice="none")
 
 
+@pytest.mark.slow
 def test_the_virtual_environment_is_made_once_and_renewed_with_the_lock(
     tmp_path: Path, progress: Progress, display: io.StringIO
 ) -> None:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(90)
 async def test_a_caller_asks_is_handed_over_and_hangs_up_by_leave(fleet: Fleet) -> None:
     async with fleet.call() as call:
         await fleet.state(call.session.session_id, "live")
-        answered = await fleet.ask(call, "How much does the pro plan cost?")
+        answered = await fleet.ask(call, "How much does the premium plan cost?")
         await call.caller.heard.silent_since(answered, gap=1.0, within=20)
 
         fleet.client.leave(call.session.session_id)
@@ -29,7 +29,7 @@ async def test_a_caller_asks_is_handed_over_and_hangs_up_by_leave(fleet: Fleet) 
     assert (session.status, session.reason) == ("ended", "left")
     turns = await fleet.turns(call.session.session_id)
     said = {turn.role: turn for turn in turns}
-    assert "pro" in (said["user"].text or "").lower()
+    assert "premium" in (said["user"].text or "").lower()
     assert "forty nine" in (said["assistant"].text or "")
     assert said["assistant"].specialist == "sales"
     kinds = [(turn.event.kind, turn.event.target or turn.event.name) for turn in turns if turn.event]
@@ -54,6 +54,7 @@ async def test_what_an_interrupted_caller_did_not_hear_is_not_in_the_history(fle
     assert 3 <= len(heard) <= 20, "about two seconds of a long answer were heard"
 
 
+@pytest.mark.slow
 async def test_a_caller_who_speaks_over_the_greeting_is_heard(fleet: Fleet) -> None:
     async with fleet.call(quiet_before=False) as call:
         await fleet.ask(call, "What are your opening hours?")
@@ -97,7 +98,9 @@ async def test_a_caller_whose_connection_was_lost_comes_back_to_the_same_agent(f
             assert (await fleet.state(call.session.session_id, "live")).reason is None
 
 
-@pytest.mark.parametrize("part", ["llm", "stt", "tts"])
+@pytest.mark.parametrize(
+    "part", ["llm", pytest.param("stt", marks=pytest.mark.slow), pytest.param("tts", marks=pytest.mark.slow)]
+)
 async def test_a_provider_that_fails_twice_is_apologised_for_and_ends_the_call(fleet: Fleet, part: str) -> None:
     async with fleet.call() as call:
         try:
