@@ -7,7 +7,7 @@ import pytest
 
 from local.caller_voice import CallerVoice
 from local.errors import LocalError
-from local.parts import AGENT_SERVICE, CONTROL_PLANE, LIVEKIT, PROVIDERS, REDIS, WORKER, StackOptions
+from local.parts import AGENT_SERVICE, ALL_PARTS, CONTROL_PLANE, PROVIDERS, WORKER, StackOptions
 from local.stack import Stack
 from muster.client import MusterClient
 from tests.calls.calling import Fleet
@@ -45,10 +45,10 @@ def start_stack(tmp_path_factory: pytest.TempPathFactory) -> Callable[[StackOpti
 
 @pytest.fixture(scope="session")
 def fleet(start_stack: Callable[[StackOptions], Stack], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """A whole stack without Flower, with one worker of two slots."""
+    """A whole stack with one worker of two slots."""
     stack = start_stack(
         StackOptions(
-            parts=frozenset({REDIS, LIVEKIT, PROVIDERS, AGENT_SERVICE, CONTROL_PLANE, WORKER}),
+            parts=ALL_PARTS,
             slots=2,
             preferred_ports=False,
             home=tmp_path_factory.mktemp("stack"),

@@ -4,7 +4,9 @@ import asyncio
 import os
 import signal
 import time
+from typing import Literal
 
+import httpx
 import pytest
 import redis
 from livekit import api
@@ -63,6 +65,22 @@ async def test_a_caller_who_speaks_over_the_greeting_is_heard(fleet: Fleet) -> N
     assert any("hours" in (turn.text or "").lower() for turn in turns if turn.role == "user")
 
 
+async def test_flower_shows_a_live_call_under_its_session_id_and_not_its_room(fleet: Fleet) -> None:
+    flower, login = fleet.stack.urls["flower"], httpx.BasicAuth(*fleet.stack.flower_login)
+    async with fleet.call(quiet_before=False) as call, httpx.AsyncClient() as http:
+        task = f"{flower}/api/task/info/{call.session.session_id}"
+        deadline = time.monotonic() + 5
+        while (shown := (await http.get(task, auth=login)).json())["state"] != "LIVE":
+            assert time.monotonic() < deadline, shown["state"]
+            await asyncio.sleep(0.1)
+        page = await http.get(f"{flower}/task/{call.session.session_id}", auth=login)
+        stranger = await http.get(f"{flower}/tasks")
+        meddling = await http.post(f"{flower}/api/task/revoke/{call.session.session_id}", auth=login)
+    assert "LIVE" in page.text and call.session.session_id in page.text
+    assert call.token.room not in page.text
+    assert (stranger.status_code, meddling.status_code) == (401, 403)
+
+
 async def test_a_hang_up_ends_the_session_and_frees_the_room(fleet: Fleet) -> None:
     async with fleet.call() as call:
         await fleet.state(call.session.session_id, "live")
@@ -101,16 +119,18 @@ async def test_a_caller_whose_connection_was_lost_comes_back_to_the_same_agent(f
 @pytest.mark.parametrize(
     "part", ["llm", pytest.param("stt", marks=pytest.mark.slow), pytest.param("tts", marks=pytest.mark.slow)]
 )
-async def test_a_provider_that_fails_twice_is_apologised_for_and_ends_the_call(fleet: Fleet, part: str) -> None:
+async def test_a_provider_that_fails_twice_is_apologised_for_and_ends_the_call(
+    fleet: Fleet, part: Literal["stt", "tts", "llm"]
+) -> None:
     async with fleet.call() as call:
         try:
-            await fleet.set_fault(part, "fail")  # type: ignore[arg-type]
+            await fleet.set_fault(part, "fail")
             apologised = await fleet.ask(call, "Hello, are you there?")
             await call.caller.heard.silent_since(apologised, gap=0.6, within=15)
             await fleet.ask(call, "Hello, are you there?")
             session = await fleet.over(call.session.session_id, within=20)
         finally:
-            await fleet.set_fault(part, "ok")  # type: ignore[arg-type]
+            await fleet.set_fault(part, "ok")
     assert (session.status, session.reason) == ("failed", "provider_failed")
     spoken = [turn.text for turn in await fleet.turns(call.session.session_id) if turn.role == "assistant"]
     assert any("again" in (text or "").lower() for text in spoken)
