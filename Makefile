@@ -4,7 +4,7 @@ SOURCES = $(wildcard celeryconfig.py graphs worker api muster local bench tests)
 .PHONY: help setup demo up test e2e check bench
 
 help:  ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 setup:  ## virtual environment and LiveKit server; instant when they are there
 	@$(PYTHON) -m local.setup
@@ -15,10 +15,10 @@ demo: setup  ## start the stack, hold one spoken call, stop
 up: setup  ## start the stack and stay
 	@.venv/bin/muster up
 
-test: setup  ## the whole test suite, on real parts
+test: setup  ## the test suite, on real parts
 	@.venv/bin/python -m pytest
 
-e2e: setup  ## the tests that wait for minutes
+e2e: setup  ## the slow tests
 	@.venv/bin/python -m pytest -m slow
 
 bench: setup  ## joins and turns, measured on this machine

@@ -11,7 +11,8 @@ from bench.joins import measure_joins
 from bench.report import Report, print_report
 from bench.turns import measure_turns
 
-_WARM_LOAD = 1.0
+#: The load average from which on a machine is not quiet.
+_BUSY_LOAD = 1.0
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,7 +22,7 @@ def main() -> None:
     Run it on a quiet machine: on a busy one every figure is about the machine.
     """
     load = os.getloadavg()[0]
-    if load > _WARM_LOAD:
+    if load > _BUSY_LOAD:
         click.echo(f"The machine is busy (load {load:.1f}); the figures will be too.", err=True)
 
 

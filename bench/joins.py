@@ -16,11 +16,14 @@ from local.parts import AGENT_SERVICE, LIVEKIT, PROVIDERS, REDIS, WORKER, StackO
 from local.stack import Stack
 
 _IDENTITY = "caller"
+#: Joins that are not counted.
 _WARM_UP = 2
 #: Seconds the caller is in the room before the agent is called.
 _SETTLE = 1.0
+#: Seconds until the greeting must be heard, and from the leave until the session must be over.
 _HEARD_WITHIN = 15.0
 _LEFT_WITHIN = 10.0
+_POLL = 0.1
 _MILESTONES = ("admitted", "claimed", "connected", "first_audio")
 
 
@@ -58,10 +61,11 @@ async def _over(service: httpx.AsyncClient, session_id: str) -> dict[str, Any]:
     deadline = time.monotonic() + _LEFT_WITHIN
     while True:
         session: dict[str, Any] = (await service.get(f"/sessions/{session_id}")).raise_for_status().json()
-        if session["status"] in {"ended", "failed"}:
+        if session["timings"]["ended_at"] is not None:
             return session
-        assert time.monotonic() < deadline, f"session {session_id} is still {session['status']}"
-        await asyncio.sleep(0.1)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"session {session_id} is still {session['status']} after {_LEFT_WITHIN:g} s")
+        await asyncio.sleep(_POLL)
 
 
 def _token(stack: Stack, room: str) -> str:

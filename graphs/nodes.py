@@ -28,6 +28,7 @@ from graphs.state import State, Turn, Update
 
 logger = logging.getLogger(__name__)
 
+#: In one turn: a caller waits for every call of the model, and must not be passed around.
 MAX_MODEL_CALLS = 4
 MAX_HOPS = 2
 #: A caller must never hear nothing, whatever a model does.

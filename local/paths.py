@@ -1,4 +1,4 @@
-"""Where the local stack keeps what outlives a checkout."""
+"""Where this tree is, and where the local stack keeps what outlives it."""
 
 import os
 from collections.abc import Mapping
@@ -17,13 +17,3 @@ def home_directory(environ: Mapping[str, str] = os.environ) -> Path:
     """The running stack's state, and the logs of the last ones: `$MUSTER_HOME`, or `run` in the cache."""
     given = environ.get("MUSTER_HOME")
     return Path(given).absolute() if given else cache_directory(environ) / "run"
-
-
-def tail(path: Path, *, lines: int = 20) -> str:
-    """The last lines of a log, or a remark that there are none."""
-    if not path.exists():
-        return "(no log)"
-    with path.open("rb") as log:
-        log.seek(max(0, path.stat().st_size - 64 * 1024))
-        text = log.read().decode(errors="replace")
-    return "\n".join(text.splitlines()[-lines:]) or "(the log is empty)"

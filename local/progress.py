@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TextIO
 
 from local.errors import StepFailed
-from local.paths import ROOT, tail
+from local.logs import tail
+from local.paths import ROOT
 
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from local.ports import HOST
 
+#: Seconds.
 _PATIENCE = 5.0
 
 

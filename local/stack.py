@@ -15,6 +15,7 @@ from typing import Self
 
 from local.errors import LocalError, PartDied, PartNotReady, PartNotStarted
 from local.guard import Guard
+from local.logs import tail
 from local.parts import (
     AGENT_SERVICE,
     CONTROL_PLANE,
@@ -28,7 +29,7 @@ from local.parts import (
     StackOptions,
     StackPlan,
 )
-from local.paths import ROOT, home_directory, tail
+from local.paths import ROOT, home_directory
 from local.state import StackState, StateFile
 
 #: Stages of an orderly stop and the seconds each may take: calls end while all they need is still there.
@@ -39,6 +40,7 @@ _STOP_STAGES = (
     ({REDIS}, 1.0),
 )
 
+#: Seconds from a part's start until it must serve, and from its kill until it is reaped.
 _READY_WITHIN = 120.0
 _REAPED_WITHIN = 0.5
 _KEPT_RUNS = 20

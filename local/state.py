@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
+
 from local.errors import StackNotRunning, StackRunning
 from local.locks import open_lock, try_lock
 
@@ -45,7 +47,7 @@ class StateFile:
         while not try_lock(descriptor):
             state = self._read()
             # A supervisor that is gone leaves the lock to its guard until nothing of its stack is left.
-            if (state is not None and _is_alive(state.pid)) or time.monotonic() > deadline:
+            if (state is not None and psutil.pid_exists(state.pid)) or time.monotonic() > deadline:
                 os.close(descriptor)
                 raise _already_running(state)
             time.sleep(0.05)
@@ -88,13 +90,3 @@ def _already_running(state: StackState | None) -> StackRunning:
     if state is None:
         return StackRunning(pid="unknown", urls="just starting")
     return StackRunning(pid=state.pid, urls=", ".join(f"{name} {url}" for name, url in state.urls.items()))
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -11,9 +11,10 @@ import httpx
 from local.audio import Samples, read_wav, write_wav
 from local.hearing import speech_in
 
+#: Seconds one sentence may take.
 RECOGNITION_TIMEOUT = 60.0
 
-#: A pause this long separates two sentences; recognisers do better on one at a time.
+#: A pause of these seconds separates two sentences; recognisers do better on one at a time.
 SENTENCE_GAP = 0.35
 
 _UNITS = (

@@ -20,6 +20,7 @@ from rich.console import Console
 from local.audio import read_wav
 from local.caller import Caller, recording_in
 from local.caller_voice import CallerVoice
+from local.parts import AGENT_SERVICE, CONTROL_PLANE, PROVIDERS
 from local.transcripts import WordErrors, recording_word_error
 from muster.client import Joined, MusterClient, Session
 from muster.conversation import Conversation, Line, TurnFeed
@@ -30,6 +31,7 @@ from muster.measures import CallResult, JoinLatency
 CALLER_IDENTITY = "caller"
 CALLER_NAME = "Sam"
 
+#: Seconds a session may take to end, and between two looks at whether it has.
 END_TIMEOUT = 30.0
 END_INTERVAL = 0.5
 
@@ -86,7 +88,7 @@ def run_call(
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     try:
-        lines = _rendered(script, providers=urls["providers"])
+        lines = _rendered(script, providers=urls[PROVIDERS])
         if wav is not None:
             lines.append(Line(f"({wav.name})", read_wav(wav)))
         with _client(urls) as client:
@@ -110,11 +112,11 @@ def run_demo(*, urls: Mapping[str, str], console: Console, output: Path) -> int:
     """
     output.mkdir(parents=True, exist_ok=True)
     try:
-        lines = _rendered(DEMO_SCRIPT, providers=urls["providers"])
+        lines = _rendered(DEMO_SCRIPT, providers=urls[PROVIDERS])
         with _client(urls) as client:
             call = _Call(client, f"demo-{uuid.uuid4().hex[:8]}", lines, leave=True)
             result = asyncio.run(_hold(call, console=console, output=output))
-        result = replace(result, recording_errors=_recognised_again(result, urls["providers"], output))
+        result = replace(result, recording_errors=_recognised_again(result, urls[PROVIDERS], output))
     except CALL_ERRORS as error:
         console.print(f"The demo failed: {error}", style="red", soft_wrap=True)
         return 1
@@ -125,7 +127,7 @@ def run_demo(*, urls: Mapping[str, str], console: Console, output: Path) -> int:
 
 
 def _client(urls: Mapping[str, str]) -> MusterClient:
-    return MusterClient(urls["agent_service"], control_plane=urls["control_plane"])
+    return MusterClient(urls[AGENT_SERVICE], control_plane=urls[CONTROL_PLANE])
 
 
 def _rendered(script: Sequence[tuple[str, str | None]], *, providers: str) -> list[Line]:

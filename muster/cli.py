@@ -13,18 +13,27 @@ from rich.console import Console
 from rich.table import Table
 
 from local.errors import LocalError
-from local.parts import ALL_PARTS, FLOWER, StackOptions
+from local.parts import (
+    AGENT_SERVICE,
+    ALL_PARTS,
+    CONTROL_PLANE,
+    FLOWER,
+    LIVEKIT,
+    PROVIDERS,
+    REDIS,
+    StackOptions,
+)
 from local.paths import home_directory
 from local.stack import Stack
 from local.state import StateFile
 
 _TITLES = {
-    "control_plane": "Control plane: tokens for callers",
-    "agent_service": "Agent service: /join and /leave",
-    "livekit": "LiveKit: the rooms",
-    "flower": "Flower: the tasks",
-    "providers": "Stand-in speech and language models",
-    "redis": "Redis",
+    CONTROL_PLANE: "Control plane: tokens for callers",
+    AGENT_SERVICE: "Agent service: /join and /leave",
+    LIVEKIT: "LiveKit: the rooms",
+    FLOWER: "Flower: the tasks",
+    PROVIDERS: "Stand-in speech and language models",
+    REDIS: "Redis",
 }
 
 
@@ -41,8 +50,16 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--slots", type=click.IntRange(1), default=2, show_default=True, help="Calls per worker at a time.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Worker processes.")
+@click.option(
+    "--slots",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    envvar="MUSTER_SLOTS",
+    show_envvar=True,
+    help="Calls per worker at a time.",
+)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Workers with these slots.")
 @click.option("--no-flower", is_flag=True, help="Leave out Flower, the window on the tasks.")
 def up(slots: int, workers: int, no_flower: bool) -> None:
     """Start the whole stack on this machine and stay until Ctrl-C.

@@ -11,16 +11,19 @@ from pydantic import Field, TypeAdapter, ValidationError
 from muster.errors import (
     AgentUnavailable,
     FleetFull,
+    FleetNotReady,
+    IdempotencyKeyReused,
     InvalidRequest,
     NoWorker,
     RequestRefused,
+    RoomChanging,
     ServiceUnreachable,
     SessionNotFound,
     StateUnavailable,
     UnexpectedAnswer,
 )
 
-#: Joining writes to Redis with a bound of its own of about a second; this is far above.
+#: Seconds; a service answers within a few even when its Redis is frozen, so that this is far above.
 DEFAULT_TIMEOUT = 10.0
 
 Metadata = Mapping[str, str | int | float | bool | None]
@@ -35,7 +38,7 @@ class Joined:
     session_id: str
     room: str
     status: str
-    created: bool = True
+    created: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ class TurnPage:
     """Turns behind a cursor, oldest first, and the cursor to go on with."""
 
     turns: tuple[Turn, ...]
-    cursor: str | None = None
+    cursor: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,7 @@ class AgentError:
     """Why the agent cannot join a room for which a token was given all the same."""
 
     code: str
-    detail: str | None = None
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +147,8 @@ class CallerToken:
     url: str
     room: str
     identity: str
-    session: Joined | None = None
-    agent_error: AgentError | None = None
+    session: Joined | None
+    agent_error: AgentError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,19 +160,21 @@ class _Sessions:
 class _Problem:
     """application/problem+json."""
 
-    code: str = ""
-    title: str | None = None
-    detail: str | None = None
-    request_id: str | None = None
+    code: str
+    detail: str
+    request_id: str
 
 
 REFUSALS: Mapping[str, type[RequestRefused]] = {
     "invalid_request": InvalidRequest,
     "session_not_found": SessionNotFound,
+    "idempotency_key_reused": IdempotencyKeyReused,
     "fleet_full": FleetFull,
+    "fleet_not_ready": FleetNotReady,
     "no_worker": NoWorker,
+    "room_changing": RoomChanging,
     "redis_unavailable": StateUnavailable,
-    "agent_unavailable": AgentUnavailable,
+    "agent_service_unavailable": AgentUnavailable,
 }
 
 
@@ -275,7 +280,7 @@ def _refusal(response: httpx.Response) -> RequestRefused | UnexpectedAnswer:
         return UnexpectedAnswer(f"{response.url} answered {response.status_code} without a reason")
     retry_after = response.headers.get("Retry-After", "")
     return REFUSALS.get(problem.code, RequestRefused)(
-        problem.detail or problem.title,
+        problem.detail,
         code=problem.code,
         status=response.status_code,
         request_id=problem.request_id,

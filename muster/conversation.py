@@ -11,18 +11,22 @@ from local.caller import BargeIn, Caller, Utterance
 from muster.client import MusterClient, Turn, TurnEvent, TurnTimings
 from muster.errors import CallFailed
 
+#: Seconds until the greeting, or an answer, must have begun.
 GREETING_TIMEOUT = 45.0
 ANSWER_TIMEOUT = 20.0
+
+#: Seconds an answer may last, and after its end until its words are committed.
 REPLY_TIMEOUT = 60.0
 COMMIT_TIMEOUT = 6.0
 
-#: The agent has finished when it has been silent this long: longer than the pause before a hand-over's
-#: second voice.
+#: The agent has finished when it has been silent for these seconds: longer than the pause before a
+#: hand-over's second voice.
 REPLY_GAP = 1.2
 
-#: How long the agent is allowed to talk before the caller interrupts.
+#: Seconds the agent is allowed to talk before the caller interrupts.
 INTERRUPT_AFTER = 2.5
 
+#: Seconds between two looks at the session's turns.
 FEED_INTERVAL = 0.2
 
 
@@ -141,7 +145,7 @@ class TurnFeed:
     async def _read(self) -> None:
         page = await asyncio.to_thread(self._client.turns, self._session_id, after=self._cursor)
         self._waiting += page.turns
-        self._cursor = page.cursor or self._cursor
+        self._cursor = page.cursor
 
 
 class Conversation:

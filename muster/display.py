@@ -15,12 +15,12 @@ from muster.measures import CallResult, CriticalPath, critical_path
 
 CALLER_STYLE = "bold cyan"
 AGENT_STYLES = {"front_desk": "bold green", "sales": "bold magenta", "tech_support": "bold yellow"}
+
+#: Characters.
 WIDEST_NAME = 14
 
-#: What of a line fits beside its figures in a terminal of 80 columns.
+#: Characters of a line that fit beside its figures in a terminal of 80 columns.
 WIDEST_LINE = 20
-
-SEGMENTS = ("endpointing", "stt", "graph_llm", "tts", "transport")
 
 
 class CallDisplay:
@@ -72,8 +72,8 @@ def print_summary(console: Console, result: CallResult, *, where: Sequence[tuple
     if paths:
         console.print(_paths_table(paths))
     if result.latencies:
-        shortest = f"p50 {median(result.latencies):.2f} s, max {max(result.latencies):.2f} s"
-        console.print(f"End of the caller's speech to the first audible answer: {shortest}.")
+        spread = f"p50 {median(result.latencies):.2f} s, max {max(result.latencies):.2f} s"
+        console.print(f"End of the caller's speech to the first audible answer: {spread}.")
     if result.recording_errors is not None:
         errors = result.recording_errors
         console.print(
@@ -108,8 +108,7 @@ def _paths_table(paths: Sequence[tuple[str, CriticalPath]]) -> Table:
     for name in ("end", "STT", "graph", "TTS", "network", "sum", "heard", "diff"):
         table.add_column(name, justify="right", no_wrap=True)
     for said, path in paths:
-        segments = [getattr(path, name) for name in SEGMENTS]
-        figures = (*segments, path.total, path.measured, path.difference)
+        figures = (*path.segments, path.total, path.measured, path.difference)
         table.add_row(_shortened(said), *map(_milliseconds, figures))
     return table
 

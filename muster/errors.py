@@ -7,9 +7,12 @@ MusterError
 └── RequestRefused          the service said no, with a code
     ├── InvalidRequest      invalid_request
     ├── SessionNotFound     session_not_found
-    └── AgentUnavailable    the agent cannot join; try again later
+    ├── IdempotencyKeyReused    idempotency_key_reused
+    └── AgentUnavailable    agent_service_unavailable; like all below it: no agent can join, try again later
         ├── FleetFull           fleet_full
+        ├── FleetNotReady       fleet_not_ready
         ├── NoWorker            no_worker
+        ├── RoomChanging        room_changing
         └── StateUnavailable    redis_unavailable
 """
 
@@ -40,9 +43,9 @@ class RequestRefused(MusterError):
         self,
         message: str | None = None,
         *,
-        code: str = "",
-        status: int = 0,
-        request_id: str | None = None,
+        code: str,
+        status: int,
+        request_id: str,
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
@@ -61,6 +64,10 @@ class SessionNotFound(RequestRefused):
     """There is no session with this id."""
 
 
+class IdempotencyKeyReused(RequestRefused):
+    """The idempotency key belongs to a join for another room or user."""
+
+
 class AgentUnavailable(RequestRefused):
     """No agent can join at the moment."""
 
@@ -69,8 +76,16 @@ class FleetFull(AgentUnavailable):
     """All agents are busy and the queue is full."""
 
 
+class FleetNotReady(AgentUnavailable):
+    """The fleet is starting."""
+
+
 class NoWorker(AgentUnavailable):
     """No worker is running."""
+
+
+class RoomChanging(AgentUnavailable):
+    """The room's last agent is just leaving."""
 
 
 class StateUnavailable(AgentUnavailable):

@@ -12,12 +12,13 @@ from muster.conversation import Exchange, Greeting
 #: A speaker who was interrupted is silent within this many seconds.
 BARGE_IN_BOUND = 2.0
 
-#: How far the segments' sum may be from the measured latency: the larger of a share and an amount.
+#: How far the segments' sum may be from the measured latency: the larger of a share and of seconds.
 SUM_SHARE, SUM_SECONDS = 0.10, 0.050
 
-#: A microphone that is later than this makes latencies longer than the agent does.
+#: A microphone that is later than this, in seconds, makes latencies longer than the agent does.
 MICROPHONE_BOUND = 0.1
 
+#: Whom the demo's caller must be handed to, and what they must use.
 TRANSFERS = ("sales", "tech_support")
 TOOLS = ("look_up_price", "open_ticket")
 
@@ -68,8 +69,13 @@ class CriticalPath:
     measured: float
 
     @property
+    def segments(self) -> tuple[float, ...]:
+        """In the order of a turn."""
+        return (self.endpointing, self.stt, self.graph_llm, self.tts, self.transport)
+
+    @property
     def total(self) -> float:
-        return self.endpointing + self.stt + self.graph_llm + self.tts + self.transport
+        return sum(self.segments)
 
     @property
     def difference(self) -> float:
@@ -128,13 +134,18 @@ class CallResult:
 
     def warnings(self) -> tuple[str, ...]:
         """What a listener should know, though the conversation went on."""
-        early = [f"The agent spoke before the caller had finished: {one.said}"
-                 for one in self.exchanges if one.overlapped]  # fmt: skip
-        paths = [(one.said, critical_path(one)) for one in self.exchanges]
-        odd = [f"The segments are {1000 * path.difference:+.0f} ms off the measured latency: {said}"
-               for said, path in paths if path is not None and not path.adds_up]  # fmt: skip
-        busy = [f"This machine was busy: the caller's microphone was {1000 * self.microphone_delay:.0f} ms late."]
-        return (*early, *odd, *(busy if self.microphone_delay > MICROPHONE_BOUND else ()))
+        warnings = []
+        for one in self.exchanges:
+            if one.overlapped:
+                warnings.append(f"The agent spoke before the caller had finished: {one.said}")
+            path = critical_path(one)
+            if path is not None and not path.adds_up:
+                off = f"{1000 * path.difference:+.0f} ms"
+                warnings.append(f"The segments are {off} off the measured latency: {one.said}")
+        if self.microphone_delay > MICROPHONE_BOUND:
+            late = f"{1000 * self.microphone_delay:.0f} ms"
+            warnings.append(f"This machine was busy: the caller's microphone was {late} late.")
+        return tuple(warnings)
 
     def to_json(self, *, failures: Sequence[str]) -> dict[str, Any]:
         """Every number of the call, for machines; seconds, and unix seconds where a name ends in `_at`."""

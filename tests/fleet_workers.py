@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import psutil
 import redis
 
+from local.paths import ROOT
 from worker.fleet import records, workers
 from worker.fleet.app import create_producer
 from worker.fleet.control import SessionControl
@@ -22,8 +22,6 @@ from worker.fleet.publishing import TASK_NAME, publisher
 from worker.fleet.redis_operations import connect, run
 from worker.fleet.session import Session, State
 from worker.fleet.settings import FleetSettings
-
-ROOT = Path(__file__).parent.parent
 
 
 class Worker:

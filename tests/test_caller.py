@@ -2,13 +2,10 @@
 
 import asyncio
 import os
-import shutil
-import socket
-import subprocess
 import time
 import uuid
 import wave
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -16,38 +13,23 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NoReturn
 
-import httpx
 import numpy as np
 import pytest
 from livekit import api
 
 from local.audio import FRAME_SAMPLES, SAMPLE_RATE, Samples, frames_of, peak, read_wav, trimmed, write_wav
 from local.caller import BargeIn, Caller, Utterance
+from local.errors import LiveKitMissing
 from local.hearing import AUDIBLE_PEAK, Hearing, speech_in
+from local.parts import LIVEKIT, StackOptions
+from local.stack import Stack
 from local.transcripts import word_errors
-from muster.client import MusterClient, Session, Turn, TurnEvent, TurnTimings
+from muster.client import Session, Turn, TurnEvent, TurnTimings
 from muster.conversation import Exchange
-from muster.errors import FleetFull, ServiceUnreachable, UnexpectedAnswer
 from muster.measures import CallResult, JoinLatency, critical_path
-
-KEY, SECRET = "test-key", "test-secret-that-is-long-enough-for-hs256"
 
 PROMPT = BargeIn(Utterance(13.0, 14.0), agent_silent_at=13.8)
 LATE = BargeIn(Utterance(13.0, 14.0), agent_silent_at=15.1)
-
-LIVEKIT_CONFIG = """
-port: {port}
-bind_addresses: [127.0.0.1]
-keys: {{{key}: {secret}}}
-logging: {{level: warn}}
-rtc:
-  udp_port: {udp_port}
-  tcp_port: {tcp_port}
-  node_ip: 127.0.0.1
-  enable_loopback_candidate: true
-  interfaces: {{includes: [lo]}}
-  use_external_ip: false
-"""
 
 
 def missing(part: str) -> NoReturn:
@@ -57,49 +39,15 @@ def missing(part: str) -> NoReturn:
     pytest.skip(f"{part} is missing")
 
 
-def livekit_binary() -> Path:
-    cache = Path(os.environ.get("MUSTER_CACHE") or Path.home() / ".cache" / "muster")
-    built = sorted(cache.glob("livekit-server-*"), key=lambda path: path.stat().st_mtime)
-    found = shutil.which("livekit-server") or (built[-1] if built else None)
-    if found is None:
-        missing("livekit-server")
-    return Path(found)
-
-
-def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_until_listening(server: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + 10
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except ConnectionRefusedError:
-            time.sleep(0.05)
-    raise AssertionError("livekit-server did not start")
-
-
 @pytest.fixture(scope="module")
-def livekit_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    binary, folder, port = livekit_binary(), tmp_path_factory.mktemp("livekit"), free_port()
-    config = folder / "livekit.yaml"
-    config.write_text(
-        LIVEKIT_CONFIG.format(
-            port=port, key=KEY, secret=SECRET, udp_port=free_port(socket.SOCK_DGRAM), tcp_port=free_port()
-        )
-    )
-    with (folder / "livekit.log").open("wb") as log:
-        server = subprocess.Popen([binary, "--config", config], stdout=log, stderr=log)
-        try:
-            wait_until_listening(server, port)
-            yield f"ws://127.0.0.1:{port}"
-        finally:
-            server.kill()
-            server.wait(10)
+def livekit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    options = StackOptions(parts=frozenset({LIVEKIT}), preferred_ports=False, home=tmp_path_factory.mktemp("livekit"))
+    try:
+        stack = Stack(options=options).__enter__()
+    except LiveKitMissing:
+        missing("livekit-server")
+    yield stack
+    stack.stop()
 
 
 @pytest.fixture(scope="module")
@@ -111,27 +59,24 @@ def speech() -> Samples:
     return trimmed(read_wav(Path(package.submodule_search_locations[0]) / "assets" / "two_cities.wav"))
 
 
-def token(room: str, identity: str) -> str:
-    grants = api.VideoGrants(room_join=True, room=room)
-    return api.AccessToken(KEY, SECRET).with_identity(identity).with_grants(grants).to_jwt()
-
-
 @asynccontextmanager
-async def call(url: str) -> AsyncIterator[tuple[Caller, Caller]]:
+async def call(livekit: Stack) -> AsyncIterator[tuple[Caller, Caller]]:
     """A caller and, on the other side, a second one that plays the agent: it knows when it spoke."""
-    room = f"room-{uuid.uuid4().hex}"
-    async with (
-        Caller(url=url, token=token(room, "agent")) as agent,
-        Caller(url=url, token=token(room, "caller")) as caller,
-    ):
+    url, settings, room = livekit.urls[LIVEKIT], livekit.settings, f"room-{uuid.uuid4().hex}"
+
+    def token(identity: str) -> str:
+        bare = api.AccessToken(settings["LIVEKIT_API_KEY"], settings["LIVEKIT_API_SECRET"]).with_identity(identity)
+        return bare.with_grants(api.VideoGrants(room_join=True, room=room)).to_jwt()
+
+    async with Caller(url=url, token=token("agent")) as agent, Caller(url=url, token=token("caller")) as caller:
         await caller.heard.silent_since(time.time(), gap=0.3, within=5)
         yield caller, agent
 
 
-async def test_the_latency_of_an_answer_is_measured_in_the_received_audio(livekit_url: str, speech: Samples) -> None:
+async def test_the_latency_of_an_answer_is_measured_in_the_received_audio(livekit: Stack, speech: Samples) -> None:
     question, answer = speech[:SAMPLE_RATE], trimmed(speech[2 * SAMPLE_RATE :], threshold=1000)[:SAMPLE_RATE]
     excesses = []
-    async with call(livekit_url) as (caller, agent):
+    async with call(livekit) as (caller, agent):
         for _ in range(3):
             utterance = await caller.say(question)
             assert utterance.ended_at - utterance.started_at == pytest.approx(1.0, abs=0.2)
@@ -146,8 +91,8 @@ async def test_the_latency_of_an_answer_is_measured_in_the_received_audio(liveki
     assert len(caller.heard.intervals) == 3
 
 
-async def test_the_recording_holds_both_sides_at_their_time(livekit_url: str, speech: Samples, tmp_path: Path) -> None:
-    async with call(livekit_url) as (caller, agent):
+async def test_the_recording_holds_both_sides_at_their_time(livekit: Stack, speech: Samples, tmp_path: Path) -> None:
+    async with call(livekit) as (caller, agent):
         said = await caller.say(speech[: 2 * SAMPLE_RATE])
         answered = await agent.say(speech[2 * SAMPLE_RATE : 4 * SAMPLE_RATE])
         await caller.heard.silent_since(answered.ended_at, gap=0.3, within=5)
@@ -162,8 +107,8 @@ async def test_the_recording_holds_both_sides_at_their_time(livekit_url: str, sp
     assert similarity(sent, received) > 0.9
 
 
-async def test_a_barge_in_tells_when_the_agent_fell_silent(livekit_url: str, speech: Samples) -> None:
-    async with call(livekit_url) as (caller, agent):
+async def test_a_barge_in_tells_when_the_agent_fell_silent(livekit: Stack, speech: Samples) -> None:
+    async with call(livekit) as (caller, agent):
         reply = asyncio.create_task(agent.say(speech[: 2 * SAMPLE_RATE]))
         barge_in = await caller.barge_in(speech[: SAMPLE_RATE // 2], after=1.0, within=5)
         spoken = await reply
@@ -172,16 +117,16 @@ async def test_a_barge_in_tells_when_the_agent_fell_silent(livekit_url: str, spe
     assert barge_in.silenced_after == barge_in.agent_silent_at - barge_in.utterance.started_at > 0
 
 
-async def test_an_agent_that_says_nothing_is_waited_for_only_so_long(livekit_url: str) -> None:
-    async with call(livekit_url) as (caller, _):
+async def test_an_agent_that_says_nothing_is_waited_for_only_so_long(livekit: Stack) -> None:
+    async with call(livekit) as (caller, _):
         with pytest.raises(TimeoutError):
             await caller.heard.first_audible_after(time.time(), within=0.3)
         with pytest.raises(TimeoutError):
             await caller.heard.speaking_for(1, within=0.3)
 
 
-async def test_an_agent_that_is_gone_is_silent(livekit_url: str, speech: Samples) -> None:
-    async with call(livekit_url) as (caller, agent):
+async def test_an_agent_that_is_gone_is_silent(livekit: Stack, speech: Samples) -> None:
+    async with call(livekit) as (caller, agent):
         speaking = asyncio.create_task(agent.say(speech))
         await caller.heard.first_audible_after(0, within=5)
         waiting = asyncio.create_task(caller.heard.silent_since(time.time(), gap=60, within=5))
@@ -191,8 +136,8 @@ async def test_an_agent_that_is_gone_is_silent(livekit_url: str, speech: Samples
             await speaking
 
 
-async def test_whoever_waits_is_told_when_the_call_is_lost(livekit_url: str) -> None:
-    async with call(livekit_url) as (caller, _):
+async def test_whoever_waits_is_told_when_the_call_is_lost(livekit: Stack) -> None:
+    async with call(livekit) as (caller, _):
         waiting = asyncio.create_task(caller.heard.first_audible_after(time.time(), within=30))
         await asyncio.sleep(0)
         await caller.hang_up()
@@ -243,59 +188,6 @@ def test_spellings_of_the_same_words_are_no_errors(said: str, recognised: str) -
 def test_wrong_missing_and_added_words_are_counted() -> None:
     errors = word_errors(said="the router light is red", recognised="the rooter light red now")
     assert (errors.errors, errors.rate) == (3, 3 / 5)
-
-
-def test_a_session_and_its_turns_are_read_as_the_services_write_them() -> None:
-    answers = {
-        "/sessions/s1": {
-            "session_id": "s1", "room": "r", "user_id": "u", "status": "live", "reason": None, "epoch": 1,
-            "worker": "w", "created_at": 1.0, "timings": {"admitted_at": 1.0, "claimed_at": None},
-        },
-        "/sessions/s1/turns": {
-            "cursor": "2-0",
-            "turns": [
-                {"cursor": "1-0", "item_id": "e", "role": "event", "text": "", "at": 1.0,
-                 "event": {"kind": "transfer", "from": "front_desk", "to": "sales"}},
-                {"cursor": "2-0", "item_id": "i", "role": "assistant", "text": "Yes.", "specialist": "sales",
-                 "interrupted": True, "at": 2.0, "timings": {
-                     "speech_ended_at": 1.0, "endpointing": 0.3, "stt": 0.2, "graph_llm": 0.1, "tts": 0.2,
-                     "first_audio_at": 1.8}},
-            ],
-        },
-    }  # fmt: skip
-
-    with service(lambda request: httpx.Response(200, json=answers[request.url.path])) as client:
-        assert client.session("s1").timings.admitted_at == 1.0
-        page = client.turns("s1")
-    event, answer = page.turns[0].event, page.turns[1]
-    assert event is not None and (event.kind, event.source, event.target) == ("transfer", "front_desk", "sales")
-    assert answer.timings is not None and answer.timings.first_audio_at == 1.8
-    assert page.cursor == "2-0"
-
-
-def test_a_problem_becomes_the_exception_of_its_code() -> None:
-    problem = {"type": "about:blank", "title": "Full", "status": 503, "code": "fleet_full", "request_id": "q"}
-    answer = httpx.Response(503, json=problem, headers={"Retry-After": "7"})
-    with service(lambda _: answer) as client, pytest.raises(FleetFull) as refused:
-        client.join(room="r", user_id="u")
-    assert (refused.value.retry_after, refused.value.status, refused.value.request_id) == (7.0, 503, "q")
-
-
-def test_a_gateway_that_answers_with_a_page_is_no_refusal() -> None:
-    with service(lambda _: httpx.Response(502, text="<html>")) as client, pytest.raises(UnexpectedAnswer):
-        client.leave("s1")
-
-
-def test_a_service_that_is_not_there_is_unreachable() -> None:
-    with MusterClient(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(ServiceUnreachable):
-        client.sessions()
-
-
-def test_a_token_is_never_printed() -> None:
-    answer = {"token": "secret", "url": "ws://x", "room": "r", "identity": "caller", "session": None}
-    with service(lambda _: httpx.Response(200, json={**answer, "agent_error": None})) as client:
-        token = client.token(room="r", identity="caller")
-    assert token.token == "secret" and "secret" not in repr(token)
 
 
 def exchange(said: str, **differences: Any) -> Exchange:
@@ -362,11 +254,6 @@ def test_the_segments_of_an_answer_are_measured_and_compared_with_the_whole() ->
 def test_an_answer_that_overlaps_the_question_has_no_latency() -> None:
     assert exchange("hello", overlapped=True).latency is None
     assert critical_path(exchange("hello", overlapped=True)) is None
-
-
-def service(answer: Callable[[httpx.Request], httpx.Response]) -> MusterClient:
-    """A client of services whose every answer `answer` gives."""
-    return MusterClient("http://agent.test", control_plane="http://control.test", transport=httpx.MockTransport(answer))
 
 
 def loud_seconds(samples: Samples) -> tuple[float, float]:

@@ -70,11 +70,6 @@ def test_the_transfer_tool_offers_everybody_else_with_their_description(services
         assert f"{name}: {roster[name].description}" in schema.description
 
 
-def test_every_file_of_the_folder_is_on_the_roster() -> None:
-    folder = Path(sys.modules["graphs.specialists"].__path__[0])
-    assert {page.stem for page in folder.glob("*.py")} - {"__init__"} == set(ROSTER)
-
-
 def test_bridges_promise_nothing_that_is_not_done_yet(services: Services) -> None:
     for specialist in load_roster(ROSTER, services).values():
         assert specialist.bridge

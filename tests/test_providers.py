@@ -216,6 +216,7 @@ async def test_bad_requests_are_refused_in_the_shape_of_openai(openai: AsyncOpen
     with pytest.raises(BadRequestError, match="messages"):
         await openai.chat.completions.create(model="gpt-4.1", messages=[])
     with pytest.raises(BadRequestError, match="role"):
+        # A message without a role, which the SDK's types rule out.
         await openai.chat.completions.create(model="gpt-4.1", messages=[{"content": "Hello."}])  # type: ignore[list-item]
     with pytest.raises(BadRequestError, match="'pcm' and 'wav'"):
         await say(openai, "Hello.", response_format="mp3")

@@ -146,7 +146,13 @@ def test_the_same_question_gets_the_same_answer(responder: Responder, roster: Ro
 
 @pytest.mark.parametrize(
     ("question", "words"),
-    [("What are your opening hours?", "nine to six"), ("where can i find parking", "free parking")],
+    [
+        ("What are your opening hours?", "nine to six"),
+        ("are you open on saturday", "nine to one"),
+        ("Where is your office?", "Harbour Street"),
+        ("what's your address", "Harbour Street"),
+        ("where can i find parking", "free parking"),
+    ],
 )
 def test_a_question_for_the_own_desk_is_answered_from_its_file(
     fluent: Responder, roster: Roster, question: str, words: str

@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from local.errors import PartDied, PartNotStarted, SettingMissing, StackNotRunning, StackRunning
 from local.guard import MARKER, marked_processes
 from local.livekit_server import find_livekit_server
+from local.logs import tail
 from local.parts import AGENT_SERVICE, ALL_PARTS, LIVEKIT, PROVIDERS, REDIS, WORKER, StackOptions, StackPlan
-from local.paths import ROOT, tail
+from local.paths import ROOT
 from local.ports import HOST, PortPicker
 from local.readiness import answers_http, answers_ping
 from local.redis_server import find_redis_server
@@ -274,9 +275,9 @@ def test_the_plan_says_which_port_it_replaced(tmp_path: Path, plan_environment: 
     assert plan.notes == [f"port 6379 is taken: Redis listens on {port}"]
 
 
-def plan_all(tmp_path: Path, environ: dict[str, str], **options: int) -> StackPlan:
+def plan_all(tmp_path: Path, environ: dict[str, str], *, workers: int = 1, slots: int = 2) -> StackPlan:
     return StackPlan(
-        options=StackOptions(preferred_ports=False, **options),  # type: ignore[arg-type]
+        options=StackOptions(preferred_ports=False, workers=workers, slots=slots),
         environ=environ,
         directory=tmp_path,
         stack_id="plan",

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from aiohttp import web
 
+from graphs.knowledge.catalogue import DEMO
+
 # Each of the libraries would start threads of its own, and one would report home.
 ENVIRONMENT = {
     "ORT_DISABLE_TELEMETRY": "1",
@@ -15,13 +17,12 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-KNOWLEDGE = Path(__file__).parents[2] / "graphs" / "knowledge" / "demo"
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m local.providers", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    parser.add_argument("--knowledge", type=Path, default=KNOWLEDGE, help="folder the answers come from")
+    parser.add_argument("--knowledge", type=Path, default=DEMO, help="folder the answers come from")
     parser.add_argument("--log", type=Path, help="file for one JSON line a request, with its text")
     parser.add_argument("--first-token-delay", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--token-interval", type=float, default=0.005, metavar="SECONDS")

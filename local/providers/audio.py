@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from local.providers.errors import UnsupportedFormat
 
+#: Silence that keeps a resampled sound's end out of its start.
 PADDING_SECONDS = 0.02
 
 
@@ -64,7 +65,7 @@ def resample(samples: NDArray[np.float32], source: float, target: float) -> NDAr
     """The same sound at `target` samples per second, band-limited."""
     if source == target or not len(samples):
         return samples
-    # The transform takes the sound for a loop: silence at both ends keeps the end out of the start.
+    # The transform takes the sound for a loop.
     padded = np.pad(samples, round(PADDING_SECONDS * source))
     wanted = round(len(padded) * target / source)
     spectrum = np.fft.rfft(padded)[: wanted // 2 + 1]

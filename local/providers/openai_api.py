@@ -24,7 +24,9 @@ from local.providers.recognition import Transcript
 from local.providers.responder import Answer, ToolCall
 from local.providers.voice import DEFAULT_SPEAKER
 
+#: Samples per second.
 SPEECH_RATE = 24_000
+#: What an English text has on average: usage is an estimate here.
 CHARACTERS_PER_TOKEN = 4
 MODEL_NAMES = ("stand-in", "stand-in-transcribe", "stand-in-tts", "stand-in-embedding")
 

@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from local.providers.audio import Recording, resample
 
+#: Samples per second.
 MODEL_RATE = 16_000
 FRAME_SECONDS = 0.02
+#: What is kept around speech: a word cut at its first loud frame is misheard.
 MARGIN_SECONDS = 0.15
+#: A frame is speech when its loudness (of 1) is above this and above this share of the loudest frame's.
 SILENCE = 0.004
 LOUDEST_SHARE = 0.06
 

@@ -91,7 +91,8 @@ class Responder:
         pages = {page.stem: page.read_text(encoding="utf-8") for page in sorted(knowledge.glob("*.md"))}
         self._embed = embed
         self._desks = frozenset(pages)
-        self._index = Index((s for desk, page in pages.items() for s in read_sections(desk, page)), embed)
+        sections = [section for desk, page in pages.items() for section in read_sections(desk, page)]
+        self._index = Index(sections, embed)
         self._strangers: dict[tuple[str, str], Index] = {}
 
     def answer(self, messages: Sequence[JSON], tools: Sequence[JSON]) -> Answer:
@@ -147,7 +148,8 @@ class Conversation:
     def __init__(self, messages: Sequence[JSON], tools: Sequence[JSON]) -> None:
         asked = [i for i, message in enumerate(messages) if message["role"] == "user"]
         start = asked[-1] if asked else len(messages)
-        self._opening = next((_text(m) for m in messages if m["role"] == "system"), "").split("\n", 1)[0]
+        systems = (_text(message) for message in messages if message["role"] == "system")
+        self._opening = next(systems, "").split("\n", 1)[0]
         self._questions = [_text(messages[i]) for i in asked]
         self.question = self._questions[-1] if asked else ""
         self.question_before = self._questions[-2] if len(asked) > 1 else ""
@@ -182,7 +184,8 @@ def _colleagues(transfer: JSON | None) -> tuple[str, dict[str, str]]:
 
 
 def _called(messages: Sequence[JSON]) -> list[str]:
-    return [str(call["function"]["name"]) for m in messages for call in m.get("tool_calls") or ()]
+    calls = (call for message in messages for call in message.get("tool_calls") or ())
+    return [str(call["function"]["name"]) for call in calls]
 
 
 def _text(message: JSON) -> str:

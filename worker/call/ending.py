@@ -1,10 +1,13 @@
 """Why a call ends: the first reason wins, and everything waits on it in one place."""
 
 import asyncio
-from collections.abc import Coroutine
+import logging
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from worker.fleet.session import Reason
+
+logger = logging.getLogger(__name__)
 
 
 class Ending:
@@ -13,7 +16,8 @@ class Ending:
     `superseded` is how an owner stops that lost its session to another epoch: nothing is recorded then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, session_id: str) -> None:
+        self._session_id = session_id
         self._decided = asyncio.Event()
         self.reason: Reason | None = None
         self.superseded = False
@@ -34,6 +38,18 @@ class Ending:
         if not self.is_decided:
             self.superseded = True
             self._decided.set()
+
+    def guard(self, handle: Callable[..., None]) -> Callable[..., None]:
+        """A handler for an emitter, which swallows what its handlers raise: the call would go silent, so it ends."""
+
+        def handler(*arguments: Any) -> None:
+            try:
+                handle(*arguments)
+            except Exception:
+                logger.exception("a handler failed", extra={"session": self._session_id})
+                self.decide(Reason.INTERNAL_ERROR)
+
+        return handler
 
     async def wait(self) -> None:
         """Until the end is decided."""

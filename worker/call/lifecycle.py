@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
 
 from livekit import rtc
 from livekit.agents import (
@@ -32,15 +31,6 @@ from worker.fleet.session import Reason, Session
 
 logger = logging.getLogger(__name__)
 
-#: Somebody decided it, the caller or an operator; every other disconnect may be a lost connection that comes back.
-_CALLER_LEFT = frozenset(
-    {
-        rtc.DisconnectReason.CLIENT_INITIATED,
-        rtc.DisconnectReason.USER_REJECTED,
-        rtc.DisconnectReason.PARTICIPANT_REMOVED,
-    }
-)
-_ROOM_GONE = frozenset({rtc.DisconnectReason.ROOM_DELETED, rtc.DisconnectReason.ROOM_CLOSED})
 #: Turns in a row that may fail before the call is given up.
 _FAILURES_FORGIVEN = 1
 #: Seconds the last words may take.
@@ -81,7 +71,6 @@ class Call:
         self._failures = 0
         self._farewell: asyncio.Task[None] | None = None
         self._idle = Countdown(ending, Reason.IDLE, seconds=settings.idle_timeout)
-        self._lost = Countdown(ending, Reason.CALLER_LOST, seconds=settings.caller_lost_grace)
         self._duration = Countdown(ending, Reason.MAX_DURATION, seconds=settings.max_duration)
         self._voice: AgentSession[None] = AgentSession(
             stt=providers.stt,
@@ -99,7 +88,6 @@ class Call:
         )
         self._user_state, self._agent_state = "listening", "initializing"
         self._listen_to_voice(providers)
-        self._listen_to_room()
 
     async def start(self) -> None:
         """Start the pipeline on the joined room."""
@@ -119,7 +107,7 @@ class Call:
             ),
         )
         assert self._voice.output.audio is not None
-        self._voice.output.audio.on("playback_started", self._guarded(self._playback_started))
+        self._voice.output.audio.on("playback_started", self._ending.guard(self._playback_started))
 
     async def wait_for_caller(self) -> bool:
         """Until the caller is in the room and hears the agent; False when the call ends before."""
@@ -137,7 +125,7 @@ class Call:
 
     async def close(self) -> None:
         """Fall silent, leave the room, then take the pipeline down."""
-        for countdown in (self._idle, self._lost, self._duration):
+        for countdown in (self._idle, self._duration):
             countdown.stop()
         if self._farewell is not None:
             await utils.aio.cancel_and_wait(self._farewell)
@@ -164,29 +152,12 @@ class Call:
         )
 
     def _listen_to_voice(self, providers: Providers) -> None:
-        providers.stt.on("metrics_collected", self._guarded(self._clock.recognised))
-        self._voice.on("conversation_item_added", self._guarded(self._item_added))
-        self._voice.on("user_state_changed", self._guarded(self._user_state_changed))
-        self._voice.on("agent_state_changed", self._guarded(self._agent_state_changed))
-        self._voice.on("error", self._guarded(self._provider_failed))
-        self._voice.on("close", self._guarded(self._voice_closed))
-
-    def _listen_to_room(self) -> None:
-        self._room.on("disconnected", self._guarded(self._disconnected))
-        self._room.on("participant_connected", self._guarded(self._participant_connected))
-        self._room.on("participant_disconnected", self._guarded(self._participant_disconnected))
-
-    def _guarded(self, handle: Callable[..., None]) -> Callable[..., None]:
-        """An emitter swallows what its handlers raise, and the call would just go silent: end it instead."""
-
-        def handler(*arguments: Any) -> None:
-            try:
-                handle(*arguments)
-            except Exception:
-                logger.exception("a handler failed", extra={"session": self._session.session_id})
-                self._ending.decide(Reason.INTERNAL_ERROR)
-
-        return handler
+        providers.stt.on("metrics_collected", self._ending.guard(self._clock.recognised))
+        self._voice.on("conversation_item_added", self._ending.guard(self._item_added))
+        self._voice.on("user_state_changed", self._ending.guard(self._user_state_changed))
+        self._voice.on("agent_state_changed", self._ending.guard(self._agent_state_changed))
+        self._voice.on("error", self._ending.guard(self._provider_failed))
+        self._voice.on("close", self._ending.guard(self._voice_closed))
 
     def _item_added(self, event: ConversationItemAddedEvent) -> None:
         self._voice_agent.item_added(event)
@@ -234,30 +205,6 @@ class Call:
 
     def _voice_closed(self, event: CloseEvent) -> None:
         self._ending.decide(Reason.PROVIDER_FAILED if event.error else Reason.INTERNAL_ERROR)
-
-    def _disconnected(self, reason: rtc.DisconnectReason.ValueType) -> None:
-        if self._lost.is_running:
-            self._ending.decide(Reason.CALLER_LOST)
-        elif reason in _ROOM_GONE:
-            self._ending.decide(Reason.ROOM_CLOSED)
-        elif reason == rtc.DisconnectReason.PARTICIPANT_REMOVED:
-            self._ending.decide(Reason.LEFT)
-        else:
-            self._ending.decide(Reason.CONNECT_FAILED)
-
-    def _participant_connected(self, participant: rtc.RemoteParticipant) -> None:
-        if participant.identity == self._session.user_id:
-            self._lost.stop()
-
-    def _participant_disconnected(self, participant: rtc.RemoteParticipant) -> None:
-        if participant.identity != self._session.user_id:
-            return
-        if participant.disconnect_reason in _CALLER_LEFT:
-            self._ending.decide(Reason.CALLER_LEFT)
-        elif participant.disconnect_reason in _ROOM_GONE:
-            self._ending.decide(Reason.ROOM_CLOSED)
-        else:
-            self._lost.start()
 
 
 def _turn_handling(settings: CallSettings) -> TurnHandlingOptions:

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from livekit import rtc
@@ -20,6 +22,7 @@ from worker.call.ending import Ending
 from worker.call.errors import ConnectFailed, SpeechNotRendered
 from worker.call.lifecycle import Call
 from worker.call.phrases import Phrases, open_cache
+from worker.call.presence import Presence
 from worker.call.providers import open_providers
 from worker.call.settings import CallSettings
 from worker.call.timings import TurnClock
@@ -27,7 +30,7 @@ from worker.call.transcript import Transcript
 from worker.call.voice_agent import VoiceAgent
 from worker.fleet import admission, records
 from worker.fleet.child import Child
-from worker.fleet.errors import MoveRefused, SessionNotFound, StaleEpoch, StateUnavailable
+from worker.fleet.errors import MoveRefused, SessionNotFound, StateUnavailable
 from worker.fleet.redis_operations import Operation, connect_async, run_async
 from worker.fleet.session import Reason, Session, State
 
@@ -70,7 +73,8 @@ class _Service:
         self._settings = settings
         self._child = child
         self._announce = announce
-        self._ending = Ending()
+        self._ending = Ending(session_id)
+        self._emptied = child.emptied
         self._is_live = False
         self._is_recorded = False
 
@@ -120,6 +124,7 @@ class _Service:
         try:
             async with AsyncExitStack() as stack:
                 self._keep(stack, self._stamp())
+                self._keep(stack, self._stay_registered(session))
                 self._keep(stack, self._obey(session))
                 await stack.enter_async_context(utils.http_context.open())
                 try:
@@ -136,6 +141,8 @@ class _Service:
 
     async def _talk(self, session: Session, stack: AsyncExitStack) -> None:
         room = rtc.Room()
+        presence = Presence(room, session, ending=self._ending, grace=self._settings.caller_lost_grace)
+        stack.callback(presence.close)
         connecting = asyncio.create_task(rooms.connect(room, session, self._settings))
         stack.push_async_callback(self._disconnect, room, connecting)
         transcript = self._open_transcript(session, stack)
@@ -210,11 +217,11 @@ class _Service:
     def _went_live(self, session: Session, stack: AsyncExitStack) -> None:
         if not self._is_live:
             self._is_live = True
-            self._keep(stack, self._move(session, State.LIVE, stamp="first_audio_at"))
+            self._keep(stack, self._move(session, State.LIVE, stamp="first_audio_at", patient=True))
             self._announce("live")
 
-    async def _move(self, session: Session, target: State, *, stamp: str) -> None:
-        """Move the record on; the call goes on without it when Redis is away."""
+    async def _move(self, session: Session, target: State, *, stamp: str, patient: bool = False) -> None:
+        """Move the record on; the call goes on without it when Redis is away, unless it is patient."""
         reason = {"reason": self._ending.reason} if self._ending.reason else {}
         move = records.move(
             session.session_id,
@@ -226,10 +233,11 @@ class _Service:
             fields=reason,
         )
         try:
-            await run_async(self._client, move)
-        except StateUnavailable:
+            await (self._insist(move) if patient else run_async(self._client, move))
+        except (StateUnavailable, SessionNotFound, TimeoutError):
             logger.warning("state not recorded", extra={"session": session.session_id, "state": target})
-        except (StaleEpoch, SessionNotFound):
+        except MoveRefused:
+            # Another owner holds the session, or a keeper has ended it.
             self._ending.supersede()
 
     async def _record_end(self, session: Session) -> None:
@@ -260,11 +268,30 @@ class _Service:
             self._child.slot.stamp()
             await asyncio.sleep(_STAMP)
 
+    async def _stay_registered(self, session: Session) -> None:
+        """Take the room again in a Redis that has lost its data, before it opens for other joins."""
+        while not self._ending.is_decided:
+            if self._emptied != self._child.emptied:
+                self._emptied = self._child.emptied
+                await self._register_again(session)
+            await asyncio.sleep(_STAMP)
+
+    async def _register_again(self, session: Session) -> None:
+        hold = self._settings.session_hold
+        admit = admission.admit(session.tenant, session.room, session.session_id, join_ttl=hold, limit=sys.maxsize)
+        if (await self._insist(admit)).outcome == "room_taken":
+            logger.error("the room was given to another", extra={"session": session.session_id})
+            self._ending.supersede()
+            return
+        registered = replace(session, state=State.LIVE if self._is_live else State.WAITING)
+        await self._insist(records.create(registered, lifetime=hold))
+        logger.warning("registered again", extra={"session": session.session_id})
+
     async def _obey(self, session: Session) -> None:
         """Do what the session's commands say."""
         async with connect_async(self._settings.redis_url, timeout=SOCKET_TIMEOUT) as client:
             async for command in commands(session.session_id, client):
-                if command["kind"] == "leave":
+                if command.get("kind") == "leave":
                     self._ending.decide(Reason.LEFT)
                 else:
                     logger.warning("unknown command", extra={"session": session.session_id})

@@ -87,11 +87,12 @@ class Transcript:
         operation = records.append_turn(self._session, asdict(turn), lifetime=self._lifetime)
         try:
             await run_async(self._client, operation)
-        except StateUnavailable:
+        except (StateUnavailable, SessionNotFound):
+            # Without its record the session registers again, or its end is decided.
             logger.warning("turn waits for Redis", extra={"session": self._session.session_id})
             await asyncio.sleep(_RETRY)
             return False
-        except (MoveRefused, SessionNotFound):
+        except MoveRefused:
             self._on_lost()
         return True
 

@@ -40,6 +40,11 @@ class Child:
         """When the last successful renewal of the worker's lease was sent, in `time.monotonic_ns()`."""
         return self._table.renewed_at
 
+    @property
+    def emptied(self) -> int:
+        """How often Redis was found emptied; when it grows, a session registers again before joins open."""
+        return self._table.emptied
+
     def install_handlers(self) -> None:
         """Handle both signals for the rest of the process's life.
 

@@ -4,6 +4,7 @@ FleetError
 ├── SettingsInvalid
 ├── StateUnavailable
 ├── SessionNotFound
+├── RecordUnreadable
 ├── RoomChanging
 ├── IdempotencyKeyReused
 ├── MoveRefused
@@ -35,6 +36,10 @@ class StateUnavailable(FleetError):
 
 class SessionNotFound(FleetError):
     """There is no session with this id, or it ended long ago."""
+
+
+class RecordUnreadable(FleetError):
+    """The session's record is damaged or of a version that this process does not know."""
 
 
 class RoomChanging(FleetError):

@@ -22,7 +22,7 @@ import redis.asyncio
 from worker.fleet import records, workers
 from worker.fleet.app import create_producer
 from worker.fleet.endings import Endings
-from worker.fleet.errors import StateUnavailable
+from worker.fleet.errors import RecordUnreadable, StateUnavailable
 from worker.fleet.ghosts import Ghosts, RoomServerSettings
 from worker.fleet.publishing import publisher
 from worker.fleet.reaper import Observation, Reaper
@@ -157,7 +157,11 @@ class Keeper:
             self._lost.pop(0)
 
     async def _end(self, lost: Holding) -> None:
-        session = await run_async(self._client, records.read(lost.session_id))
+        try:
+            session = await run_async(self._client, records.read(lost.session_id))
+        except RecordUnreadable:
+            logger.error("session %s is lost and its record not readable", lost.session_id)
+            return
         if session is None or session.is_over:
             return
         if (session.owner, session.epoch) == (self._status.worker_id, lost.epoch):
@@ -167,12 +171,15 @@ class Keeper:
     async def _renew(self) -> None:
         sent_at = time.monotonic_ns()
         try:
-            await run_async(self._client, workers.renew(self._current_status()))
+            is_new = await run_async(self._client, workers.renew(self._current_status()))
         except StateUnavailable:
             self._lose_sight()
             return
         if not self._table.renewed_at:
             logger.info("%s has its lease", self._status.worker_id)
+        elif is_new:
+            logger.warning("%s: Redis has lost its lease, sessions register again", self._status.worker_id)
+            self._table.emptied += 1
         self._table.renewed_at = sent_at
         self._observation.saw()
         self._on_first_lease()

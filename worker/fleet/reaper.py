@@ -7,7 +7,7 @@ renewed its lease again, so an outage of Redis, however long, ends no call.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 import redis.asyncio
@@ -15,6 +15,7 @@ from kombu.exceptions import OperationalError
 
 from worker.fleet import admission, records, workers
 from worker.fleet.endings import Endings
+from worker.fleet.errors import RecordUnreadable
 from worker.fleet.redis_operations import Answer, Operation, run_async
 from worker.fleet.session import Reason, Session, State
 
@@ -113,6 +114,7 @@ class Reaper:
         self._lasting = Lasting(clock)
         self._closed_since: float | None = None
         self._unfinished: set[str] | None = None
+        self._unreadable: set[str] = set()
 
     def forget_sessions(self) -> None:
         """What was remembered of sessions may be outdated: another keeper led, or Redis was away."""
@@ -139,7 +141,7 @@ class Reaper:
     async def judge(self) -> None:
         """One round; raises `StateUnavailable`."""
         holders = await self._run(admission.holders(self._tenant))
-        sessions = {session_id: await self._run(records.read(session_id)) for session_id in await self._known(holders)}
+        sessions = await self._read(await self._known(holders))
         # Read after the records: the owner of every session seen there has had its lease by now.
         fleet = await self._run(workers.fleet())
         alive = {worker.worker_id for worker in fleet.workers}
@@ -154,6 +156,19 @@ class Reaper:
                 await self._endings.end(session, Reason.WORKER_LOST)
         self._unfinished = {key for key, session in sessions.items() if session and not session.is_over}
         self._lasting.next_round()
+
+    async def _read(self, session_ids: Collection[str]) -> Mapping[str, Session | None]:
+        """Their records; those that cannot be read are left to whoever can, and none of them stops a round."""
+        sessions = {}
+        for session_id in session_ids:
+            try:
+                sessions[session_id] = await self._run(records.read(session_id))
+            except RecordUnreadable:
+                if session_id not in self._unreadable:
+                    logger.warning("session %s is left alone: its record is not readable", session_id)
+                    self._unreadable.add(session_id)
+        self._unreadable.intersection_update(session_ids)
+        return sessions
 
     async def _known(self, holders: Sequence[str]) -> Collection[str]:
         """Holders, and those whose hold has ended: an expired join holds no room but its record is still queued."""

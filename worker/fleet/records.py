@@ -70,6 +70,8 @@ _APPEND_TURN = """#!lua
 local record = redis.call('HMGET', KEYS[1], 'epoch', 'owner')
 if not record[1] then return {'missing'} end
 if record[1] ~= ARGV[1] or (record[2] or '') ~= ARGV[2] then return {'stale'} end
+local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+if newest and newest[2][2] == ARGV[4] then return {'added', newest[1]} end
 local id = redis.call('XADD', KEYS[2], '*', 'turn', ARGV[4])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
 return {'added', id}"""
@@ -120,7 +122,7 @@ def create(session: Session, *, lifetime: float) -> Operation[bool]:
 
 
 def read(session_id: str) -> Operation[Session | None]:
-    """The session, or None when there is no such record."""
+    """The session, or None when there is no such record; raises `RecordUnreadable`."""
     return Operation(
         script=_READ,
         keys=[record_key(session_id)],
@@ -223,7 +225,10 @@ def leave(session_id: str, *, command_id: str, lifetime: float) -> Operation[Lea
 
 
 def append_turn(session: Session, turn: Mapping[str, Any], *, lifetime: float) -> Operation[str]:
-    """Add one committed turn as the owner; answers its stream id."""
+    """Add one committed turn as the owner; answers its stream id.
+
+    Repeating the newest turn adds nothing: this is how an unknown outcome is retried.
+    """
     return Operation(
         script=_APPEND_TURN,
         keys=[_key(session.session_id, name) for name in ("record", "turns")],

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from worker.fleet.errors import RecordUnreadable
+
 
 class State(StrEnum):
     """Where a session is in its life."""
@@ -61,9 +63,11 @@ _BROKEN = frozenset(
 _OVER = frozenset({State.ENDED, State.FAILED})
 _NEXT: Mapping[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.CONNECTING}) | _OVER,
-    State.CONNECTING: frozenset({State.WAITING, State.ENDING}) | _OVER,
+    # While Redis is away a call goes on, and its record catches up with it in one step.
+    State.CONNECTING: frozenset({State.WAITING, State.LIVE, State.ENDING}) | _OVER,
     State.WAITING: frozenset({State.LIVE, State.ENDING}) | _OVER,
-    State.LIVE: frozenset({State.ENDING}) | _OVER,
+    # The move to `LIVE` is repeated when its answer was lost.
+    State.LIVE: frozenset({State.LIVE, State.ENDING}) | _OVER,
     State.ENDING: _OVER,
     State.ENDED: frozenset(),
     State.FAILED: frozenset(),
@@ -122,12 +126,18 @@ class Session:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, str]) -> "Session":
-        """The session of a record's hash fields; unknown fields of a newer version are ignored."""
+        """The session of a record's hash fields; unknown fields of a newer version are ignored.
+
+        Raises `RecordUnreadable`.
+        """
         values: dict[str, Any] = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
-        values["metadata"] = json.loads(fields["metadata"])
-        values["state"] = State(fields["state"])
-        values["epoch"] = int(fields["epoch"])
-        if "reason" in fields:
-            values["reason"] = Reason(fields["reason"])
-        times = {name: float(value) for name, value in values.items() if name.endswith(("_at", "_deadline"))}
-        return cls(**(values | times))
+        try:
+            values["metadata"] = json.loads(fields["metadata"])
+            values["state"] = State(fields["state"])
+            values["epoch"] = int(fields["epoch"])
+            if "reason" in fields:
+                values["reason"] = Reason(fields["reason"])
+            times = {name: float(value) for name, value in values.items() if name.endswith(("_at", "_deadline"))}
+            return cls(**(values | times))
+        except (KeyError, ValueError, TypeError) as error:
+            raise RecordUnreadable() from error

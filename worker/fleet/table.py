@@ -1,7 +1,7 @@
 """The liveness table: shared memory in which a worker's children, its parent and its keeper see each other.
 
 Layout, in 64-bit words, each read and written in one piece:
-    header  draining, parent's pid, when the lease's last renewal was sent
+    header  draining, parent's pid, when the lease's last renewal was sent, how often Redis was found emptied
     slots   one per process of the pool: pid (0: no session here, -1: left without an end), stamp, epoch, unused,
             session id (8 words, padded with zeros)
 
@@ -121,6 +121,15 @@ class Table:
     @renewed_at.setter
     def renewed_at(self, sent_at: int) -> None:
         self._words[2] = sent_at
+
+    @property
+    def emptied(self) -> int:
+        """How often Redis was found without the worker's lease after it had one: it has lost its data."""
+        return self._words[3]
+
+    @emptied.setter
+    def emptied(self, times: int) -> None:
+        self._words[3] = times
 
 
 def _anonymous_file() -> int:

@@ -13,6 +13,7 @@ Leases that ended more than a minute ago are forgotten.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Self
 
 from worker.fleet.redis_operations import NOW, Operation
 
@@ -26,14 +27,14 @@ _FORGOTTEN_AFTER = 60_000
 
 _RENEW = f"""#!lua
 {NOW}
-redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+local new = redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
 local old = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - {_FORGOTTEN_AFTER})
 if #old > 0 then
   redis.call('ZREM', KEYS[1], unpack(old))
   redis.call('HDEL', KEYS[2], unpack(old))
 end
-return 1"""
+return new"""
 
 _RESIGN = """#!lua
 redis.call('ZREM', KEYS[1], ARGV[1])
@@ -74,6 +75,12 @@ class WorkerStatus:
     #: Unix seconds.
     started_at: float
 
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """What another keeper wrote; unknown fields of a newer version are ignored."""
+        fields = json.loads(text)
+        return cls(**{name: fields[name] for name in cls.__dataclass_fields__})
+
 
 @dataclass(frozen=True)
 class Fleet:
@@ -92,13 +99,13 @@ def _key(name: str) -> str:
     return f"muster:{{workers}}:{name}"
 
 
-def renew(status: WorkerStatus) -> Operation[None]:
-    """Extend the worker's lease by `LEASE` from the server's now."""
+def renew(status: WorkerStatus) -> Operation[bool]:
+    """Extend the worker's lease by `LEASE` from the server's now; True when Redis did not know the worker."""
     return Operation(
         script=_RENEW,
         keys=[_key("leases"), _key("status")],
         arguments=[status.worker_id, round(LEASE * 1000), json.dumps(asdict(status))],
-        parse=lambda raw: None,
+        parse=bool,
     )
 
 
@@ -127,7 +134,7 @@ def fleet() -> Operation[Fleet]:
     return Operation(
         script=_FLEET,
         keys=[_key("leases"), _key("status"), _key("ready")],
-        parse=lambda raw: Fleet(bool(raw[0]), [WorkerStatus(**json.loads(text)) for text in raw[1] if text]),
+        parse=lambda raw: Fleet(bool(raw[0]), [WorkerStatus.from_json(text) for text in raw[1] if text]),
     )
 
 
