@@ -38,7 +38,8 @@ class JoinLatency:
     def parts(self) -> dict[str, float | None]:
         """Seconds from each milestone to the next, and in total; None where one is unknown.
 
-        The agent greets once the caller is there, so "first audio" includes waiting for the caller.
+        The agent greets once the caller is there, so "first audio" includes waiting for the caller. A session
+        that was there before the request passed milestones that are not part of this join.
         """
         moments = {
             "admitted": self.admitted_at,
@@ -223,4 +224,4 @@ def _spread(latencies: Sequence[float]) -> dict[str, float | int] | None:
 
 
 def _between(start: float | None, end: float | None) -> float | None:
-    return None if start is None or end is None else end - start
+    return None if start is None or end is None or end < start else end - start

@@ -219,6 +219,12 @@ def demo_result(*more: Exchange, without: int | None = None, reason: str = "left
     )
 
 
+def test_a_session_that_was_there_before_has_no_negative_join() -> None:
+    parts = JoinLatency(5.0, 1.1, 1.2, 1.3, 6.5, 6.6, caller_connected_at=6.0).parts()
+    assert parts["admitted"] is None
+    assert parts["heard"] == pytest.approx(0.1)
+
+
 def test_a_demo_in_which_everything_happened_worked() -> None:
     assert demo_result().failures(demo=True) == ()
 

@@ -91,6 +91,23 @@ async def test_a_session_whose_owner_has_no_lease_fails_and_its_ghost_is_looked_
     assert f"session {session.session_id}: no LiveKit settings" in caplog.text
 
 
+async def test_a_session_that_was_leaving_when_its_worker_died_keeps_its_reason(bench: Bench) -> None:
+    session = await bench.claim(await bench.queue(new_session()), owner="gone@test#1")
+    leaving = records.move(
+        session.session_id,
+        State.ENDING,
+        epoch=1,
+        owner=session.owner,
+        lifetime=60,
+        stamp="ending_at",
+        fields={"reason": Reason.LEFT},
+    )
+    await run_async(bench.client, leaving)
+    await bench.judge()
+    ended = await bench.get(session)
+    assert (ended.state, ended.reason) == (State.ENDED, Reason.LEFT)
+
+
 async def test_an_owner_with_a_lease_is_never_touched(bench: Bench) -> None:
     session = await bench.claim(await bench.queue(new_session()))
     await bench.judge(after=3600)

@@ -23,10 +23,12 @@ class Presence:
     """
 
     def __init__(self, room: rtc.Room, session: Session, *, ending: Ending, grace: float) -> None:
+        self._room = room
         self._caller = session.user_id
         self._ending = ending
         self._lost = Countdown(ending, Reason.CALLER_LOST, seconds=grace)
         room.on("disconnected", ending.guard(self._disconnected))
+        room.on("reconnected", ending.guard(self._reconnected))
         room.on("participant_connected", ending.guard(self._participant_connected))
         room.on("participant_disconnected", ending.guard(self._participant_disconnected))
 
@@ -36,11 +38,16 @@ class Presence:
 
     def _disconnected(self, reason: rtc.DisconnectReason.ValueType) -> None:
         if reason in _ROOM_GONE:
+            # The server closes a room whose last caller it has given up.
             self._ending.decide(Reason.CALLER_LOST if self._lost.is_running else Reason.ROOM_CLOSED)
         elif reason == rtc.DisconnectReason.PARTICIPANT_REMOVED:
             self._ending.decide(Reason.LEFT)
         else:
             self._ending.decide(Reason.CONNECT_FAILED)
+
+    def _reconnected(self) -> None:
+        if self._caller not in self._room.remote_participants:
+            self._lost.start()
 
     def _participant_connected(self, participant: rtc.RemoteParticipant) -> None:
         if participant.identity == self._caller:
@@ -53,5 +60,6 @@ class Presence:
             self._ending.decide(Reason.CALLER_LEFT)
         elif participant.disconnect_reason in _ROOM_GONE:
             self._ending.decide(Reason.ROOM_CLOSED)
-        else:
+        elif self._room.connection_state == rtc.ConnectionState.CONN_CONNECTED:
+            # While the agent itself has no connection, nothing is known of the caller.
             self._lost.start()

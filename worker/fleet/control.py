@@ -119,7 +119,7 @@ class SessionControl:
                 *run(self._client, admission.holders(tenant)),
             )
         )
-        sessions = run_many(self._client, [records.read(session_id) for session_id in ids])
+        sessions = run_many(self._client, [records.read_any(session_id) for session_id in ids])
         return [session for session in sessions if session and state in (None, session.state)]
 
     def turns(self, session_id: str, *, after: str = "0-0") -> Sequence[tuple[str, dict[str, Any]]]:

@@ -33,8 +33,9 @@ class Endings:
     async def end(self, session: Session, reason: Reason) -> None:
         """End the session unless its owner, epoch or state has changed since it was read.
 
-        Raises `StateUnavailable`; may be repeated.
+        One that was leaving already keeps its own reason. Raises `StateUnavailable`; may be repeated.
         """
+        reason = session.reason or reason
         try:
             await run_async(self._client, records.end(session, reason))
         except (MoveRefused, SessionNotFound) as refusal:

@@ -9,13 +9,16 @@ An active record lives for the longest call and some minutes, an ended one for `
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from worker.fleet.errors import IllegalMove, SessionNotFound, StaleEpoch
+from worker.fleet.errors import IllegalMove, RecordUnreadable, SessionNotFound, StaleEpoch
 from worker.fleet.redis_operations import NOW, Operation, pairs
 from worker.fleet.session import Reason, Session, State, states_before
+
+logger = logging.getLogger(__name__)
 
 #: Seconds an ended session can still be looked up.
 KEPT_AFTER_END = 24 * 3600.0
@@ -128,6 +131,19 @@ def read(session_id: str) -> Operation[Session | None]:
         keys=[record_key(session_id)],
         parse=lambda raw: Session.from_fields(pairs(raw)) if raw else None,
     )
+
+
+def read_any(session_id: str) -> Operation[Session | None]:
+    """The same for a listing, which one record that is not readable does not spoil: None for it, too."""
+
+    def parse(raw: Sequence[str]) -> Session | None:
+        try:
+            return Session.from_fields(pairs(raw)) if raw else None
+        except RecordUnreadable:
+            logger.warning("session %s is not listed: its record is not readable", session_id)
+            return None
+
+    return replace(read(session_id), parse=parse)
 
 
 def move(
