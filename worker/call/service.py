@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -145,23 +145,42 @@ class _Service:
         stack.callback(presence.close)
         connecting = asyncio.create_task(rooms.connect(room, session, self._settings))
         stack.push_async_callback(self._disconnect, room, connecting)
+        spoken: dict[str, bytes] = {}
+        greeting = self._render(spoken, stack)
         transcript = self._open_transcript(session, stack)
-        call = await self._build(session, room, transcript, stack)
+        call = self._build(session, room, transcript, spoken, stack)
         stack.push_async_callback(self._leave, session, call, transcript, connecting)
         if not await self._ending.unless_decided(_enter(connecting, call)):
             return
         await self._move(session, State.WAITING, stamp="connected_at")
-        if await call.wait_for_caller():
+        if await call.wait_for_caller() and await self._ending.unless_decided(_until(greeting)):
             call.greet()
             await self._ending.wait()
 
-    async def _build(self, session: Session, room: rtc.Room, transcript: Transcript, stack: AsyncExitStack) -> Call:
+    def _render(self, spoken: dict[str, bytes], stack: AsyncExitStack) -> asyncio.Task[None]:
+        """Fetch the fixed phrases' audio into `spoken`; the greeting's task, which the call cannot do without."""
         settings = self._settings
-        spoken: dict[str, bytes] = {}
-        phrases = Phrases(settings, cache=await stack.enter_async_context(open_cache(settings)))
-        greeting = asyncio.create_task(phrases.load(settings.greeting))
+        cache = open_cache(settings)
+        stack.push_async_callback(cache.aclose)
+        phrases = Phrases(settings, cache=cache)
+
+        async def load_greeting() -> None:
+            spoken[settings.greeting] = await phrases.load(settings.greeting)
+
+        greeting = asyncio.create_task(load_greeting())
         stack.push_async_callback(utils.aio.cancel_and_wait, greeting)
         self._keep(stack, _load_apologies(phrases, spoken, settings))
+        return greeting
+
+    def _build(
+        self,
+        session: Session,
+        room: rtc.Room,
+        transcript: Transcript,
+        spoken: Mapping[str, bytes],
+        stack: AsyncExitStack,
+    ) -> Call:
+        settings = self._settings
         providers = open_providers(settings)
         stack.push_async_callback(providers.aclose)
         agent = build_supervisor(
@@ -172,7 +191,6 @@ class _Service:
         )
         clock = TurnClock()
         voice_agent = VoiceAgent(agent, transcript=transcript, clock=clock)
-        spoken[settings.greeting] = await greeting
         return Call(
             session,
             settings=settings,
@@ -313,6 +331,10 @@ class _Service:
 async def _enter(connecting: asyncio.Task[None], call: Call) -> None:
     await asyncio.shield(connecting)
     await call.start()
+
+
+async def _until(task: asyncio.Task[None]) -> None:
+    await asyncio.shield(task)
 
 
 async def _load_apologies(phrases: Phrases, spoken: dict[str, bytes], settings: CallSettings) -> None:
