@@ -98,9 +98,13 @@ class Fleet:
     def child_of(self, session_id: str) -> int:
         """The process that runs the session, as its worker tells."""
         app = create_producer(self.stack.settings["REDIS_URL"])
-        workers = app.control.inspect(timeout=1).active() or {}
-        tasks = [task for active in workers.values() for task in active]
-        return next(int(task["worker_pid"]) for task in tasks if task["id"] == session_id)
+        deadline = time.monotonic() + 10
+        while True:
+            workers = app.control.inspect(timeout=1).active() or {}
+            pids = [task["worker_pid"] for active in workers.values() for task in active if task["id"] == session_id]
+            if pids:
+                return int(pids[0])
+            assert time.monotonic() < deadline, "no worker tells who runs the session"
 
     async def agents_in(self, room: str) -> list[str]:
         """The identities of the agents in a room."""

@@ -1,5 +1,6 @@
 """Ghosts: participants whose process is dead, and how a room gets rid of them."""
 
+import importlib
 import logging
 
 from pydantic import Field
@@ -27,13 +28,22 @@ class Ghosts:
     def __init__(self, settings: RoomServerSettings) -> None:
         self._settings = settings
 
+    @property
+    def _is_possible(self) -> bool:
+        return bool(self._settings.url and self._settings.api_key and self._settings.api_secret)
+
+    def warm_up(self) -> None:
+        """Import the server's client, which blocks half a second; after a child's death its room would wait for it."""
+        if self._is_possible:
+            importlib.import_module("livekit.api")
+
     async def remove(self, session: Session) -> None:
         """Remove the session's agent from its room; one that is not there is fine, an absent server is logged."""
         settings = self._settings
-        if not (settings.url and settings.api_key and settings.api_secret):
+        if not self._is_possible:
             logger.info("session %s: no LiveKit settings, its participant stays until it times out", session.session_id)
             return
-        # Half a second of imports that only a keeper with a dead session needs.
+        # A fleet without rooms does without its 24 MB.
         from aiohttp import ClientError, ClientTimeout
         from livekit import api
 

@@ -255,7 +255,8 @@ async def keep(table: Table, status: WorkerStatus) -> None:
     """Build a keeper from the environment's settings and run it until SIGTERM."""
     settings = FleetSettings.from_env()
     client = connect_async(settings.redis_url)
-    endings = Endings(client=client, remove_ghost=Ghosts(RoomServerSettings.from_env()).remove)
+    ghosts = Ghosts(RoomServerSettings.from_env())
+    endings = Endings(client=client, remove_ghost=ghosts.remove)
     keeper = Keeper(
         table=table,
         status=status,
@@ -274,8 +275,10 @@ async def keep(table: Table, status: WorkerStatus) -> None:
     loop.add_signal_handler(signal.SIGTERM, keeper.stop)
     # The parent decides what Ctrl-C means.
     loop.add_signal_handler(signal.SIGINT, lambda: None)
+    warming_up = asyncio.create_task(asyncio.to_thread(ghosts.warm_up))
     async with client:
         await keeper.run()
+    await warming_up
 
 
 def main() -> None:
