@@ -100,9 +100,11 @@ async def test_the_recording_holds_both_sides_at_their_time(livekit: Stack, spee
     with wave.open(str(recording.both), "rb") as file:
         both = np.frombuffer(file.readframes(file.getnframes()), np.int16).reshape(-1, 2)
     (left_start, left_end), (right_start, right_end) = (loud_seconds(both[:, side]) for side in (0, 1))
-    assert left_end - left_start == pytest.approx(said.ended_at - said.started_at, abs=0.2)
-    assert right_end - right_start == pytest.approx(answered.ended_at - answered.started_at, abs=0.15)
-    assert right_start - left_start == pytest.approx(answered.started_at - said.started_at, abs=0.15)
+    # A busy machine hands frames over late; a recording out of step would be wrong by the length of a line.
+    late = 0.5
+    assert left_end - left_start == pytest.approx(said.ended_at - said.started_at, abs=late)
+    assert right_end - right_start == pytest.approx(answered.ended_at - answered.started_at, abs=late)
+    assert right_start - left_start == pytest.approx(answered.started_at - said.started_at, abs=late)
     sent, received = speech[2 * SAMPLE_RATE : 4 * SAMPLE_RATE], read_wav(recording.agent)
     assert similarity(sent, received) > 0.9
 

@@ -142,7 +142,7 @@ def test_publishing_to_an_absent_broker_fails_at_once() -> None:
     started = time.monotonic()
     with pytest.raises(OperationalError):
         publisher(producer, join_ttl=30)(new_session())
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 2
     producer.close()
 
 

@@ -179,7 +179,7 @@ def test_a_second_set_up_of_this_tree_is_instant() -> None:
         pytest.skip("`make setup` has not run")
     begun = time.monotonic()
     subprocess.run([sys.executable, "-m", "local.setup"], cwd=ROOT, check=True, timeout=20)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 5
 
 
 def test_two_set_ups_at_once_build_the_server_once(tmp_path: Path) -> None:

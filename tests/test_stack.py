@@ -160,7 +160,8 @@ def test_a_second_signal_kills_at_once(supervisor: subprocess.Popen[str], tmp_pa
     begun = time.monotonic()
     supervisor.send_signal(signal.SIGINT)
     supervisor.wait(timeout=12)
-    assert time.monotonic() - begun < 1
+    # The orderly stop would wait 8 s for a process that does not follow.
+    assert time.monotonic() - begun < 4
     assert nothing_is_left(state)
 
 

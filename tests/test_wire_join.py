@@ -87,7 +87,7 @@ def test_a_redis_that_refuses_is_told_at_once_and_its_return_heals_it(own_redis:
     own_redis.start()
 
     assert (status, code) == (503, "redis_unavailable")
-    assert seconds < 0.5
+    assert seconds < 1
     assert refused.headers["Retry-After"] == "1"
     assert join(service, "after")[0] == 202
 
@@ -99,7 +99,7 @@ def test_a_broker_that_refuses_leaves_the_message_to_the_keeper(redis_url: str, 
     status, _, seconds = join(service, "kitchen")
 
     assert status == 202
-    assert seconds < 1
+    assert seconds < 2
     assert record_of_room(redis_url, "kitchen").published_at is None
 
 
