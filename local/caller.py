@@ -115,6 +115,9 @@ class Caller:
         self._room = rtc.Room()
         self._lines: deque[_Line] = deque()
         self._streams: dict[str, rtc.AudioStream] = {}
+        # Kept until the room is left: closing it replaces the native part of each of its tracks, and one that is
+        # dropped in that moment is unknown to the SDK, which raises.
+        self._tracks: list[rtc.Track] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -146,6 +149,7 @@ class Caller:
         # Before the room goes: it takes its tracks along, and a stream of a track that is gone leaks.
         await asyncio.gather(*(self._close_stream(track) for track in tuple(self._streams)))
         await self._room.disconnect()
+        self._tracks.clear()
         ends = await asyncio.gather(self._microphone, *self._tasks, return_exceptions=True)
         for error in ends:
             if isinstance(error, Exception):
@@ -207,6 +211,7 @@ class Caller:
         # moment of the call is the moment of the sound. In exchange each frame must be 10 ms, on time.
         self._source = rtc.AudioSource(SAMPLE_RATE, 1, queue_size_ms=0)
         track = rtc.LocalAudioTrack.create_audio_track("microphone", self._source)
+        self._tracks.append(track)
         options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE)
         await self._room.local_participant.publish_track(track, options)
         # The first frame starts the encoder, which takes longer than a frame lasts.
@@ -248,7 +253,8 @@ class Caller:
         publication: rtc.RemoteTrackPublication,
         participant: rtc.RemoteParticipant,
     ) -> None:
-        if track.kind == rtc.TrackKind.KIND_AUDIO:
+        self._tracks.append(track)
+        if track.kind == rtc.TrackKind.KIND_AUDIO and not self.left.is_set():
             # The stream is made here and not in its task: frames that came before would be missed.
             stream = rtc.AudioStream(track, sample_rate=SAMPLE_RATE, num_channels=1, frame_size_ms=10)
             self._streams[track.sid] = stream
