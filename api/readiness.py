@@ -11,12 +11,13 @@ from api.service import respond
 from worker.fleet import workers
 from worker.fleet.breaker import Breaker
 from worker.fleet.errors import StateMisconfigured, StateUnavailable
+from worker.fleet.patience import Patience
 from worker.fleet.redis_operations import AT_A_TIME, connect, run
 from worker.fleet.redis_server import LOOK_TIMEOUT, ServerCheck, try_writing
 from worker.fleet.settings import FleetSettings
 
-#: Seconds a question waits for its turn.
-_PATIENCE = 0.2
+#: Seconds after which a load balancer has its answer.
+ANSWERED_WITHIN = 0.9
 
 
 class ReadinessViews:
@@ -25,7 +26,8 @@ class ReadinessViews:
     def __init__(self, *, client: "redis.Redis", server_check: ServerCheck) -> None:
         self._client = client
         self._server_check = server_check
-        self._breaker = Breaker(at_a_time=AT_A_TIME, patience=_PATIENCE)
+        self._breaker = Breaker(at_a_time=AT_A_TIME)
+        self._patience = Patience(seconds=ANSWERED_WITHIN, at_a_time=AT_A_TIME)
 
     @classmethod
     def connect(cls, settings: FleetSettings, *, server_check: ServerCheck) -> Self:
@@ -35,7 +37,7 @@ class ReadinessViews:
     def ready(self) -> Response:
         """200, also when the fleet is full or away: `/leave` must be reached all the same; 503 without Redis."""
         try:
-            fleet = self._look()
+            fleet = self._patience.wait_for(self._look)
         except StateMisconfigured as error:
             return respond(Readiness.not_ready("redis_misconfigured", detail=str(error)), status=503)
         except StateUnavailable as error:

@@ -6,6 +6,7 @@ import re
 import uuid
 from collections.abc import Sequence
 from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from flask import Flask, Response, g, request
 
@@ -86,14 +87,26 @@ def _check_access(keys: ApiKeys) -> None:
     """Raises a `KeyRefused`, or `KeysRequired` for a request from elsewhere."""
     if keys:
         g.key_name = keys.name_of(request.headers.get("Authorization"))
-    elif not _is_loopback(request.remote_addr):
+    elif not _is_from_this_machine():
         raise KeysRequired()
 
 
-def _is_loopback(address: str | None) -> bool:
+def _is_from_this_machine() -> bool:
+    # Who comes through a Unix socket has no address. Through the network a page of anybody's, in a browser here, can
+    # give its own name our address.
+    return request.remote_addr == "" or (_is_loopback(request.remote_addr) and _is_loopback(_asked_host()))
+
+
+def _asked_host() -> str | None:
     try:
-        # Who comes through a Unix socket has no address.
-        return address == "" or ip_address(address or "").is_loopback
+        return urlsplit(f"//{request.host}").hostname
+    except ValueError:
+        return None
+
+
+def _is_loopback(host: str | None) -> bool:
+    try:
+        return host == "localhost" or ip_address(host or "").is_loopback
     except ValueError:
         return False
 

@@ -26,7 +26,7 @@ from worker.fleet.errors import StateUnavailable
 from worker.fleet.session import Reason
 
 #: Seconds by which LiveKit's clock and this machine's may differ.
-CLOCK_TOLERANCE = 60
+CLOCK_TOLERANCE = 15
 #: Seconds; LiveKit keeps an event for half a minute and signs it for five.
 OLDEST = 10 * 60
 _LONGEST_ID = 128

@@ -18,15 +18,16 @@ AGENT_SERVICE, CONTROL_PLANE = "agent_service", "control_plane"
 
 @dataclass(frozen=True, kw_only=True)
 class Hostile:
-    """A request and its answer; without a `code` the HTTP server itself refuses.
+    """A request and its answer.
 
-    After an answer with `closed` the connection is closed; after any other it serves the next request.
+    After an answer with `closed`, as the HTTP server itself refuses, the connection is closed; after any other it
+    serves the next request.
     """
 
     name: str
     raw: bytes
     status: int
-    code: str | None
+    code: str
     closed: bool = False
     service: str = AGENT_SERVICE
 

@@ -407,6 +407,22 @@ def test_without_keys_only_this_machine_is_served(service: FlaskClient, address:
 
 
 @pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8000", 200),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("a.example", 403),
+        ("127.0.0.1.a.example", 403),
+    ],
+)
+def test_without_keys_no_page_in_a_browser_reaches_the_service_by_its_own_name(
+    service: FlaskClient, host: str, status: int
+) -> None:
+    assert service.get("/sessions", headers={"Host": host}).status_code == status
+
+
+@pytest.mark.parametrize(
     ("entries", "named"),
     [
         (KEYS[0].key, "entry 1"),

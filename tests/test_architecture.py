@@ -2,17 +2,16 @@
 
 import ast
 import json
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
 
 from local.paths import ROOT
+from tests.tree import tracked_files
 
 #: What each room may import of this project.
 MAY_IMPORT = {
@@ -51,24 +50,6 @@ REGISTRY_HOSTS = re.compile(
         )
     )
 )
-
-
-@cache
-def tracked_files() -> tuple[Path, ...]:
-    """Every file of the tree that git knows or would take."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if listed.returncode:
-        if os.environ.get("CI"):
-            pytest.fail(f"git does not list the tree: {listed.stderr}")
-        pytest.skip("not a git tree")
-    files = (ROOT / name for name in listed.stdout.split("\0") if name)
-    return tuple(sorted({file for file in files if file.is_file()}))
 
 
 def modules(*rooms: str) -> Iterator[tuple[str, Path]]:

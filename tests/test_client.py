@@ -45,7 +45,7 @@ def connect() -> Iterator[Connect]:
     clients: list[MusterClient] = []
 
     def connect(redis_url: str) -> MusterClient:
-        clients.append(MusterClient("http://agent.test", transport=httpx.WSGITransport(app=agent_service(redis_url))))
+        clients.append(MusterClient("http://localhost", transport=httpx.WSGITransport(app=agent_service(redis_url))))
         return clients[-1]
 
     yield connect
@@ -106,7 +106,7 @@ def test_turns_are_read_as_a_worker_writes_them(client: MusterClient, redis_url:
 def test_a_token_comes_with_its_session_and_is_never_printed(redis_url: str) -> None:
     open_joins(redis_url)
     with (
-        httpx.Client(transport=httpx.WSGITransport(app=agent_service(redis_url)), base_url="http://agent.test") as http,
+        httpx.Client(transport=httpx.WSGITransport(app=agent_service(redis_url)), base_url="http://localhost") as http,
         control_plane_client(http) as client,
     ):
         token = client.token(room="kitchen", identity="ada", ttl=60)
@@ -134,7 +134,7 @@ def test_without_an_agent_a_token_is_refused_or_comes_with_the_reason(unused_tcp
 def control_plane_client(agent_service: httpx.Client) -> MusterClient:
     app = control_plane.create_app(settings=ControlPlaneSettings.from_env(LIVEKIT), agent_service=agent_service)
     transport = httpx.WSGITransport(app=app)
-    return MusterClient("http://agent.test", control_plane="http://control.test", transport=transport)
+    return MusterClient("http://localhost:8000", control_plane="http://localhost:8080", transport=transport)
 
 
 def refusal(ask: Callable[[], object]) -> RequestRefused:

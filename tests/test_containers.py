@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from api.server import graceful_timeout
 from api.settings import AccessSettings, ControlPlaneSettings, WebhookSettings
 from local.paths import ROOT
-from local.ports import HOST
+from local.ports import HOST, PortPicker
 from local.redis_server import redis_command
 from tests.containers import (
     COMPOSE,
@@ -41,6 +41,7 @@ from tests.containers import (
 )
 from tests.fleet_workers import Worker
 from tests.redis_server import RedisServer
+from tests.tree import tracked_files
 from worker.call.settings import CallSettings
 from worker.fleet.health import STALE, HealthFile
 from worker.fleet.settings import EnvironmentSettings, FleetSettings
@@ -78,19 +79,8 @@ FILLED_IN = {
 
 @cache
 def in_git() -> frozenset[str]:
-    """Every file git knows or would take, and every folder of one; where there is no git, none."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if listed.returncode:
-        if os.environ.get("CI"):
-            pytest.fail(f"git does not list the tree: {listed.stderr}")
-        pytest.skip("not a git tree")
-    files = [Path(name) for name in listed.stdout.split("\0") if name]
+    """Every file git knows or would take, and every folder of one."""
+    files = (file.relative_to(ROOT) for file in tracked_files())
     return frozenset(str(place) for file in files for place in (file, *file.parents))
 
 
@@ -377,8 +367,18 @@ def test_a_worker_without_a_health_file_does_without() -> None:
     health.remove()
 
 
+def test_a_health_file_that_cannot_be_written_is_told_once_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    health = HealthFile(tmp_path / "missing" / "worker")
+    health.touch()
+    health.touch()
+    health.remove()
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
 def test_the_check_of_a_service_nobody_serves_says_so() -> None:
-    words = [sys.executable, "-m", "api.health", "http://127.0.0.1:9/health"]
+    words = [sys.executable, "-m", "api.health", f"http://{HOST}:{PortPicker().pick()}/health"]
     checked = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert checked.returncode == 1
     assert "does not answer" in checked.stderr

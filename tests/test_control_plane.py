@@ -47,7 +47,7 @@ def serve() -> Iterator[Serve]:
 def in_process(redis_url: str, *, keys: str = "", **options: Any) -> httpx.Client:
     """A client of a real agent service."""
     transport = httpx.WSGITransport(app=agent_service(redis_url, MUSTER_API_KEYS=keys))
-    return httpx.Client(transport=transport, base_url="http://agent-service", **options)
+    return httpx.Client(transport=transport, base_url="http://localhost:8000", **options)
 
 
 def ask(control_plane: FlaskClient, **fields: Any) -> Any:
@@ -178,7 +178,7 @@ def test_an_agent_service_that_does_not_answer_withholds_the_token(serve: Serve)
 def test_an_answer_that_is_not_as_agreed_withholds_the_token(serve: Serve, answer: httpx.Response) -> None:
     transport = httpx.MockTransport(lambda request: answer)
 
-    control_plane = serve(httpx.Client(transport=transport, base_url="http://agent-service"))
+    control_plane = serve(httpx.Client(transport=transport, base_url="http://localhost:8000"))
 
     assert_no_token(ask(control_plane), "agent_service_unavailable")
 
@@ -213,7 +213,7 @@ def test_only_reasons_that_pass_are_told_in_the_agent_services_words(serve: Serv
     problem = Problem(type="urn:x", title="", status=status, detail="", code=code, request_id="1")
     transport = httpx.MockTransport(lambda request: httpx.Response(status, json=problem.model_dump()))
 
-    control_plane = serve(httpx.Client(transport=transport, base_url="http://agent-service"))
+    control_plane = serve(httpx.Client(transport=transport, base_url="http://localhost:8000"))
 
     assert_no_token(ask(control_plane), "agent_service_unavailable")
 

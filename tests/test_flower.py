@@ -29,7 +29,7 @@ PREFIX = "calls"
 #: What no operator's page may show.
 ROOM = "annas-kitchen"
 #: Seconds an event may take to be shown on a busy machine.
-SHOWN = 5.0
+SHOWN = 15.0
 
 
 def flower_command(port: int) -> list[str]:
@@ -109,6 +109,8 @@ def stays(fleet: Fleet, flower: Flower) -> Iterator[Worker]:
     """A worker that Flower has watched from the start."""
     with fleet.worker("stays") as worker:
         flower.wait_until_ready()
+        # It answers before it listens to the workers.
+        wait_until(lambda: "stays@test" in flower.http.get("/workers", params={"json": "1"}).text, within=20)
         fleet.open_joins()
         yield worker
 
@@ -239,7 +241,7 @@ def test_the_history_survives_that_flower_is_killed(fleet: Fleet, flower: Flower
     failed = fleet.over(fleet.join(ROOM, fault="fail"))
     flower.shows(failed.session_id, "FAILURE")
     shown_at = time.time()
-    wait_until(lambda: saved_at(flower) > shown_at, within=8)
+    wait_until(lambda: saved_at(flower) > shown_at, within=SHOWN)
     flower.kill()
     flower.start()
     flower.wait_until_ready()
@@ -274,4 +276,6 @@ def bucket_bounds(metrics: str) -> set[float]:
 
 def saved_at(flower: Flower) -> float:
     """When the history was last saved, in Unix seconds; 0 before."""
-    return max((file.stat().st_mtime for file in flower.history.parent.glob("history*")), default=0.0)
+    # What is still being written has another name.
+    saved = [file for file in flower.history.parent.glob("history*") if ".tmp" not in file.name]
+    return max((file.stat().st_mtime for file in saved), default=0.0)

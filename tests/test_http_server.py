@@ -12,7 +12,7 @@ from socket import SHUT_WR, socket
 import httpx
 import pytest
 
-from api.http_worker import allow_descriptors
+from api.http_worker import HttpWorker, allow_descriptors
 from local.ports import HOST
 from tests.http_server import HttpServer, is_closed, is_unanswered, logged_lines, read_answer, read_until
 from tests.open_fleet import open_joins
@@ -47,8 +47,8 @@ def server(redis_server: RedisServer, unix_socket: Path) -> Iterator[HttpServer]
 
 @pytest.fixture(scope="module")
 def impatient(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
-    """The same with short deadlines, and with room for 30 connections."""
-    options = ("--worker-class", "tests.impatient_worker.ImpatientWorker", "--worker-connections", "430")
+    """The same with short deadlines."""
+    options = ("--worker-class", "tests.impatient_worker.ImpatientWorker")
     log = tmp_path_factory.mktemp("http") / "impatient.log"
     with HttpServer(*options, log=log, environ={"REDIS_URL": redis_server.url}) as running:
         yield running
@@ -126,12 +126,16 @@ def test_a_client_that_does_not_read_its_answer_loses_it(impatient: HttpServer) 
     assert 0 < received < 64 * 1024 * 1024
 
 
-def test_the_longest_arriving_connection_gives_way_to_a_new_one(impatient: HttpServer) -> None:
-    with impatient.connections(30, sent=STREAM[:10]) as clients:
-        delay = impatient.health_delay()
+def test_the_longest_arriving_connection_gives_way_to_a_new_one(redis_server: RedisServer, tmp_path: Path) -> None:
+    environ = {"REDIS_URL": redis_server.url}
+    with (
+        HttpServer("--worker-connections", "430", log=tmp_path / "server.log", environ=environ) as crowded,
+        crowded.connections(30, sent=STREAM[:10]) as clients,
+    ):
+        delay = crowded.health_delay()
         closed = [is_closed(client, within=0.01) for client in clients[:4]]
 
-    assert delay < 0.5, "a new client waits for the deadline of the others"
+    assert delay < HttpWorker.head_within / 2, "a new client waits for the deadline of the others"
     assert closed[0]
     assert not closed[3]
 

@@ -15,6 +15,7 @@ import redis
 from flask.testing import FlaskClient
 
 from local.ports import PortPicker
+from tests.fleet_workers import wait_until
 from tests.http_server import HttpServer
 from tests.open_fleet import WORKER, agent_service, client_of, open_joins
 from tests.redis_server import RedisServer
@@ -68,13 +69,12 @@ def join(service: FlaskClient, room: str, *, key: str | None = None) -> Told:
     return ask(service, "POST", "/join", json={"room": room, "user_id": "ada"}, headers=headers)
 
 
-def heal(service: FlaskClient, room: str) -> float:
-    """Seconds until a join succeeds."""
+def heal(service: FlaskClient, room: str) -> None:
+    """Join until it succeeds, which it does within `HEALED_WITHIN` seconds."""
     started = time.monotonic()
     while join(service, room).status != 202:
         assert time.monotonic() - started < HEALED_WITHIN
         time.sleep(0.02)
-    return time.monotonic() - started
 
 
 def held_sessions(redis_url: str) -> list[Session | None]:
@@ -98,9 +98,10 @@ class Trouble:
     told: str
 
 
-#: With a password that the service does not have, connections that are open stay open.
 def _lock(server: RedisServer) -> None:
+    """Ask for a password that the service does not have."""
     server.configure(requirepass="new")
+    # Who is connected is not asked for it.
     with redis.Redis.from_url(server.url, password="new") as client:
         client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
@@ -165,7 +166,7 @@ def test_a_redis_that_is_loading_is_told_so(own_redis: RedisServer) -> None:
         assert told.status == 503, "it had loaded before it answered"
 
     assert (told.code, told.seconds < REFUSED_WITHIN) == ("redis_unavailable", True)
-    assert heal(service, "after") < HEALED_WITHIN
+    heal(service, "after")
 
 
 def test_nothing_waits_for_a_frozen_redis_and_the_thaw_heals_it(own_redis: RedisServer) -> None:
@@ -188,7 +189,7 @@ def test_nothing_waits_for_a_frozen_redis_and_the_thaw_heals_it(own_redis: Redis
     assert first.seconds < REFUSED_WITHIN
     assert sum(told.seconds for told in rest) < 1
     assert all(told.seconds < 1 for told in ready)
-    assert heal(service, "after") < PAUSE + 0.5
+    heal(service, "after")
 
 
 def test_fifty_joins_that_wait_for_a_frozen_redis_starve_nobody(own_redis: RedisServer, tmp_path: Path) -> None:
@@ -345,6 +346,55 @@ def test_a_join_whose_answer_is_lost_on_the_way_is_asked_again(stumbling: Stumbl
     assert [session and session.session_id for session in held_sessions(stumbling.server.url)] == [session_id]
 
 
+class SlowRedis(redis.Redis):
+    """A client to which each script's answer comes after `seconds`, so that no time-out of one passes."""
+
+    seconds = 0.0
+
+    def evalsha(self, *arguments: Any) -> Any:
+        time.sleep(self.seconds)
+        return super().evalsha(*arguments)
+
+
+@pytest.fixture
+def slow_redis(own_redis: RedisServer) -> Iterator[SlowRedis]:
+    with SlowRedis(connection_pool=connect(own_redis.url).connection_pool) as client:
+        yield client
+
+
+def test_a_join_that_takes_many_slow_steps_is_refused_in_time_and_leaves_nothing(
+    own_redis: RedisServer, slow_redis: SlowRedis
+) -> None:
+    settings = FleetSettings.from_env({"REDIS_URL": own_redis.url})
+    control = SessionControl(settings=settings, client=slow_redis, publish=lambda session: pytest.fail("published"))
+    slow_redis.seconds = 0.9
+
+    started = time.monotonic()
+    with pytest.raises(StateUnavailable):
+        control.join(room="kitchen", user_id="ada", metadata={})
+    assert time.monotonic() - started < REFUSED_WITHIN
+    wait_until(lambda: held_sessions(own_redis.url) == [], within=5)
+
+
+def test_a_broker_that_takes_many_slow_steps_is_not_waited_for(own_redis: RedisServer) -> None:
+    published = threading.Event()
+
+    def publish(session: Session) -> None:
+        time.sleep(REFUSED_WITHIN)
+        published.set()
+
+    settings = FleetSettings.from_env({"REDIS_URL": own_redis.url})
+    with client_of(own_redis.url) as client:
+        control = SessionControl(settings=settings, client=client, publish=publish)
+        started = time.monotonic()
+        joined = control.join(room="kitchen", user_id="ada", metadata={})
+        assert time.monotonic() - started < REFUSED_WITHIN
+        assert published.wait(5)
+
+    assert joined.created
+    assert record_of_room(own_redis.url, "kitchen").session_id == joined.session.session_id
+
+
 def test_two_joins_with_one_key_make_one_session_also_when_they_cross(own_redis: RedisServer) -> None:
     replicas = [agent_service(own_redis.url).test_client() for _ in range(6)]
     together = threading.Barrier(len(replicas))
@@ -396,7 +446,7 @@ def test_a_broker_in_trouble_leaves_the_messages_to_the_keeper(
 
     assert {answer.status for answer in (*told, later)} == {202}
     assert max(answer.seconds for answer in told) < REFUSED_WITHIN
-    assert later.seconds < 0.5
+    assert later.seconds < 1
     assert record_of_room(redis_url, "later").published_at is None
 
 

@@ -124,11 +124,11 @@ def test_sigterm_stops_every_container_orderly_and_a_worker_after_its_call(insta
     idle = [each for each in installation.of(WORKER) if each is not busy]
     for worker in (busy, *idle):
         worker.terminate()
-    assert [worker.wait(10) for worker in idle] == [0, 0]
+    assert [worker.wait(20) for worker in idle] == [0, 0]
     assert busy.is_healthy
     assert reached(replica, session_id, "waiting")["reason"] is None
     replica.post("/leave", json={"session_id": session_id})
-    assert busy.wait(15) == 0
+    assert busy.wait(20) == 0
     assert not installation.fleet().workers
     others = [each for each in installation.containers if each.service != WORKER]
     assert len([each for each in others if each.service == API]) == len(installation.replicas)

@@ -518,16 +518,15 @@ def test_what_was_done_and_could_not_be_remembered_is_not_done_again(own_server:
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
     """Redis, LiveKit and the agent service, which LiveKit tells about its rooms; no worker claims anything."""
-    parts = frozenset({REDIS, LIVEKIT, AGENT_SERVICE})
+    options = StackOptions(parts=frozenset({REDIS, LIVEKIT, AGENT_SERVICE}), preferred_ports=False, home=tmp_path)
     try:
-        stack = Stack(options=StackOptions(parts=parts, preferred_ports=False, home=tmp_path)).__enter__()
+        with Stack(options=options) as running:
+            open_joins(running.urls[REDIS])
+            yield running
     except (LiveKitMissing, RedisMissing) as missing:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(missing))
-    open_joins(stack.urls[REDIS])
-    yield stack
-    stack.stop()
 
 
 async def test_livekit_s_own_word_ends_sessions_that_nobody_serves(stack: Stack) -> None:

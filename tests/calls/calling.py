@@ -59,6 +59,15 @@ class Fleet:
         """The session once it has ended or failed."""
         return await self.state(session_id, "ended", "failed", within=within)
 
+    async def shown(self, session_id: str, state: str, *, within: float = 10) -> None:
+        """Wait until Flower shows the session's task in this state."""
+        task = f"{self.stack.urls['flower']}/api/task/info/{session_id}"
+        deadline = time.monotonic() + within
+        async with httpx.AsyncClient(auth=self.stack.flower_login) as http:
+            while (answer := (await http.get(task)).json())["state"] != state:
+                assert time.monotonic() < deadline, answer["state"]
+                await asyncio.sleep(_POLL)
+
     async def turns(self, session_id: str) -> tuple[Turn, ...]:
         """Everything committed so far."""
         return (await asyncio.to_thread(self.client.turns, session_id)).turns

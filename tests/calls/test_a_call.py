@@ -68,11 +68,7 @@ async def test_a_caller_who_speaks_over_the_greeting_is_heard(fleet: Fleet) -> N
 async def test_flower_shows_a_live_call_under_its_session_id_and_not_its_room(fleet: Fleet) -> None:
     flower, login = fleet.stack.urls["flower"], httpx.BasicAuth(*fleet.stack.flower_login)
     async with fleet.call(quiet_before=False) as call, httpx.AsyncClient() as http:
-        task = f"{flower}/api/task/info/{call.session.session_id}"
-        deadline = time.monotonic() + 5
-        while (shown := (await http.get(task, auth=login)).json())["state"] != "LIVE":
-            assert time.monotonic() < deadline, shown["state"]
-            await asyncio.sleep(0.1)
+        await fleet.shown(call.session.session_id, "LIVE")
         page = await http.get(f"{flower}/task/{call.session.session_id}", auth=login)
         stranger = await http.get(f"{flower}/tasks")
         meddling = await http.post(f"{flower}/api/task/revoke/{call.session.session_id}", auth=login)
@@ -177,14 +173,18 @@ async def test_a_killed_child_fails_its_session_and_frees_the_room_of_its_ghost(
         assert await fleet.agents_in(call.token.room) == [f"agent-{again.session_id}-1"]
 
 
-async def test_a_used_idle_child_survives_the_drain_signal(fleet: Fleet) -> None:
-    async with fleet.call() as call:
-        fleet.client.leave(call.session.session_id)
-        await fleet.over(call.session.session_id)
+async def test_a_used_idle_child_survives_the_drain_signal_and_a_busy_one_shows_it(fleet: Fleet) -> None:
     log = fleet.stack.log("worker-1")
-    before = len(log.read_text())
-    started_at = time.monotonic()
-    fleet.stack.kill("worker-1", signal.SIGTERM)
-    assert time.monotonic() - started_at < 8
+    async with fleet.call(quiet_before=False) as call:
+        async with fleet.call(identity="grace", quiet_before=False) as other:
+            fleet.client.leave(other.session.session_id)
+            await fleet.over(other.session.session_id)
+        before = len(log.read_text())
+        draining = asyncio.create_task(asyncio.to_thread(fleet.stack.kill, "worker-1", signal.SIGTERM))
+        await fleet.shown(call.session.session_id, "DRAINING")
+        assert (await fleet.state(call.session.session_id, "live")).reason is None
+        fleet.client.leave(call.session.session_id)
+        async with asyncio.timeout(15):
+            await draining
     assert "WorkerLost" not in log.read_text()[before:]
     fleet.stack.start("worker-1")

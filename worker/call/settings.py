@@ -16,7 +16,7 @@ class CallSettings(FleetSettings):
     """
 
     livekit_url: str = Field(alias="LIVEKIT_URL", description="the LiveKit server")
-    livekit_api_key: str = Field(alias="LIVEKIT_API_KEY", description="LiveKit's key, which signs tokens")
+    livekit_api_key: str = Field(alias="LIVEKIT_API_KEY", repr=False, description="LiveKit's key, which signs tokens")
     livekit_api_secret: str = Field(alias="LIVEKIT_API_SECRET", repr=False, description="the secret of that key")
 
     openai_api_key: str = Field(

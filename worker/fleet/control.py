@@ -4,7 +4,8 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec
 
 import redis
 
@@ -12,12 +13,30 @@ from worker.fleet import admission, records, workers
 from worker.fleet.breaker import Breaker
 from worker.fleet.errors import SessionNotFound, StateUnavailable
 from worker.fleet.joining import Join, Joined
+from worker.fleet.patience import Patience
 from worker.fleet.redis_operations import AT_A_TIME, Answer, Operation, run, run_many
 from worker.fleet.redis_server import ServerCheck
 from worker.fleet.session import Session, State
 from worker.fleet.settings import FleetSettings
 
 logger = logging.getLogger(__name__)
+
+Given = ParamSpec("Given")
+
+#: Seconds after which whoever asks has an answer, whatever Redis and the broker do.
+ANSWERED_WITHIN = 2.3
+
+
+def _in_time(
+    method: "Callable[Concatenate[SessionControl, Given], Answer]",
+) -> "Callable[Concatenate[SessionControl, Given], Answer]":
+    """The same method, which raises `StateUnavailable` when its time is over."""
+
+    @wraps(method)
+    def wait(self: "SessionControl", /, *args: Given.args, **kwargs: Given.kwargs) -> Answer:
+        return self._patience.wait_for(partial(method, self, *args, **kwargs))
+
+    return wait
 
 
 class SessionControl:
@@ -42,6 +61,7 @@ class SessionControl:
         self._publish = publish
         self._unpublished: tuple[type[Exception], ...] = (StateUnavailable, *publish_errors)
         self._server_check = server_check or ServerCheck({"REDIS_URL": client})
+        self._patience = Patience(seconds=ANSWERED_WITHIN, at_a_time=AT_A_TIME)
         self._state_breaker = Breaker(at_a_time=AT_A_TIME)
         self._broker_breaker = Breaker(at_a_time=AT_A_TIME)
 
@@ -59,20 +79,17 @@ class SessionControl:
         after any of them no agent will come, unless Redis wrote the record and its answer was lost twice. Whoever
         repeats the join with the same key gets one session in any case.
         """
-        started = time.monotonic()
-        with self._state_breaker.attempt():
-            self._server_check.require()
         join = Join(
             self._new_session(room=room, user_id=user_id, metadata=metadata),
             idempotency_key=idempotency_key,
-            started=started,
-            fleet=self.fleet(),
+            check=self._check_server,
             run=self._run,
             publish=self._publish_once,
             settings=self._settings,
         )
-        return join.make()
+        return self._patience.wait_for(join.make, give_up=join.give_up)
 
+    @_in_time
     def leave(self, session_id: str) -> records.LeaveAnswer:
         """End a session from any replica: a queued one at once, a running one through its owner."""
         answer = self._run(records.leave(session_id, command_id=uuid.uuid4().hex, lifetime=self._settings.session_hold))
@@ -80,13 +97,12 @@ class SessionControl:
             self._release(answer.session)
         return answer
 
+    @_in_time
     def get(self, session_id: str) -> Session:
         """Raises `SessionNotFound`."""
-        session = self._run(records.read(session_id))
-        if session is None:
-            raise SessionNotFound()
-        return session
+        return self._read(session_id)
 
+    @_in_time
     def list(self, *, state: State | None = None, count: int = 200) -> Sequence[Session]:
         """Every session that holds a room, and the newest `count` of the last day; `state` keeps only those in it."""
         tenant = self._settings.tenant
@@ -99,14 +115,26 @@ class SessionControl:
         sessions = self._run_many([records.read_any(session_id) for session_id in ids])
         return [session for session in sessions if session and state in (None, session.state)]
 
+    @_in_time
     def turns(self, session_id: str, *, after: str = "0-0") -> Sequence[tuple[str, dict[str, Any]]]:
         """Committed turns after a cursor, each with its own; raises `SessionNotFound`."""
-        self.get(session_id)
+        self._read(session_id)
         return self._run(records.turns_after(session_id, after))
 
+    @_in_time
     def fleet(self) -> workers.Fleet:
         """The workers and whether joins are open."""
         return self._run(workers.fleet())
+
+    def _check_server(self) -> None:
+        with self._state_breaker.attempt():
+            self._server_check.require()
+
+    def _read(self, session_id: str) -> Session:
+        session = self._run(records.read(session_id))
+        if session is None:
+            raise SessionNotFound()
+        return session
 
     def _new_session(self, *, room: str, user_id: str, metadata: Mapping[str, Any]) -> Session:
         now = time.time()

@@ -1,6 +1,7 @@
 """One join: admission first, then the record, then the message; and what is done when Redis fails in between."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from worker.fleet.errors import (
     SessionNotFound,
     StateUnavailable,
 )
+from worker.fleet.patience import too_slow
 from worker.fleet.redis_operations import REQUEST_TIMEOUT, Answer, Operation
 from worker.fleet.session import Session, State
 from worker.fleet.settings import FleetSettings
@@ -47,10 +49,10 @@ class Joined:
 
 
 class Join:
-    """Makes `session`, or finds the one that is there in its place.
+    """Makes `session`, or finds the one that is there in its place; its time begins to run at once.
 
-    It `started` at that `time.monotonic()` and has just read the `fleet`. `publish` says whether it put the session's
-    message on the broker; the leading keeper publishes what it did not.
+    `check` raises when no session must be made. `publish` says whether it put the session's message on the broker; the
+    leading keeper publishes what it did not.
     """
 
     def __init__(
@@ -58,24 +60,28 @@ class Join:
         session: Session,
         *,
         idempotency_key: str | None,
-        started: float,
-        fleet: workers.Fleet,
+        check: Callable[[], None],
         run: Run,
         publish: Callable[[Session], bool],
         settings: FleetSettings,
     ) -> None:
         self._session = self._own = session
         self._idempotency_key = idempotency_key
+        self._check = check
         self._run = run
         self._publish = publish
         self._settings = settings
-        self._started = started
-        self._fleet = fleet
-        # Redis told its time a little earlier, so that the clock made of it is never ahead.
-        self._redis_is_ahead = fleet.at - time.monotonic()
+        self._started = time.monotonic()
+        self._settling = threading.Lock()
+        self._made: Joined | None = None
+        self._is_given_up = False
 
     def make(self) -> Joined:
-        """Raises a `JoinRefused`, `RoomChanging`, `IdempotencyKeyReused` or `StateUnavailable`."""
+        """Raises what `check` does, a `JoinRefused`, `RoomChanging`, `IdempotencyKeyReused` or `StateUnavailable`."""
+        self._check()
+        self._fleet = self._run(workers.fleet())
+        # Redis told its time a little earlier, so that the clock made of it is never ahead.
+        self._redis_is_ahead = self._fleet.at - time.monotonic()
         while True:
             admitted = self._admit()
             if admitted.outcome == "full":
@@ -93,6 +99,17 @@ class Join:
             if time.monotonic() - self._started > _CHANGING_WAIT:
                 raise RoomChanging()
             time.sleep(_CHANGING_RETRY)
+
+    def give_up(self) -> Joined:
+        """Nobody waits any longer for `make`, in another thread: the session if it is there, else nothing will be.
+
+        Raises `StateUnavailable`.
+        """
+        with self._settling:
+            if self._made is None:
+                self._is_given_up = True
+                raise too_slow()
+            return self._made
 
     def _admit(self) -> admission.Admission:
         try:
@@ -124,9 +141,19 @@ class Join:
             raise RoomChanging()
         if existing != session:
             return self._found(existing)
+        joined = self._settle(session)
         if self._is_time_left and self._publish(session):
             self._quietly([records.stamp_published(session.session_id, epoch=session.epoch)])
-        return Joined(session, created=True)
+        return joined
+
+    def _settle(self, session: Session) -> Joined:
+        """From here on the session is there, whoever waits; raises `StateUnavailable` when nobody did any more."""
+        with self._settling:
+            if not self._is_given_up:
+                self._made = Joined(session, created=True)
+                return self._made
+        self._take_back(record=True)
+        raise too_slow()
 
     def _found(self, existing: Session) -> Joined:
         """The session that the idempotency key's first join has made."""
@@ -152,12 +179,12 @@ class Join:
 
     @property
     def _is_time_left(self) -> bool:
-        return time.monotonic() - self._started <= _LAST_STEP
+        return not self._is_given_up and time.monotonic() - self._started <= _LAST_STEP
 
     def _not_after(self) -> float:
         """When, in Redis' time, nobody waits any more for a step that is taken now; raises `StateUnavailable`."""
         if not self._is_time_left:
-            raise StateUnavailable("Redis answers too slowly.")
+            raise too_slow()
         return self._redis_is_ahead + time.monotonic() + REQUEST_TIMEOUT
 
     def _insist(self, operation: Callable[[], Operation[Answer]]) -> Answer:
