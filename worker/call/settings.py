@@ -1,14 +1,50 @@
-"""Settings of a call: LiveKit, the providers, the timers and the turn handling."""
+"""Settings of a call: LiveKit, the providers, the knowledge, the timers and the turn handling."""
 
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from worker.fleet.settings import FleetSettings, Seconds
+from worker.fleet.settings import EnvironmentSettings, FleetSettings, Seconds
+
+#: Named because the SDK would take OPENAI_BASE_URL as it is, and an empty one leads nowhere.
+OPENAI_URL = "https://api.openai.com/v1"
 
 
-class CallSettings(FleetSettings):
+class KnowledgeSettings(EnvironmentSettings):
+    """What searching documents needs: a call and `muster knowledge` read the same."""
+
+    knowledge_index: Path | None = Field(
+        default=None,
+        alias="MUSTER_KNOWLEDGE_INDEX",
+        description="File that `muster knowledge add` made; without it no turn is looked up in documents",
+    )
+    retrieval_budget: Seconds = Field(
+        default=0.15,
+        alias="MUSTER_RETRIEVAL_BUDGET",
+        description="How long a turn waits for passages before it goes on without them",
+    )
+    embeddings_model: str | None = Field(
+        default=None,
+        alias="MUSTER_EMBEDDINGS_MODEL",
+        description="Model whose vectors let documents be found by meaning too; without it words decide alone",
+    )
+    embeddings_base_url: str | None = Field(
+        default=None,
+        alias="MUSTER_EMBEDDINGS_BASE_URL",
+        description="OpenAI-compatible server of that model; by default where the chat model is",
+    )
+    embeddings_api_key: str = Field(
+        default="",
+        alias="MUSTER_EMBEDDINGS_API_KEY",
+        repr=False,
+        description="Its key; OPENAI_API_KEY is never sent to MUSTER_EMBEDDINGS_BASE_URL",
+    )
+    openai_api_key: str = Field(default="", alias="OPENAI_API_KEY", repr=False)
+    openai_base_url: str | None = Field(default=None, alias="OPENAI_BASE_URL")
+
+
+class CallSettings(KnowledgeSettings, FleetSettings):
     """What a worker needs beyond the fleet's settings; durations are in seconds.
 
     `OPENAI_BASE_URL` and `ELEVEN_BASE_URL` point the genuine clients at any compatible server; without them
@@ -20,7 +56,6 @@ class CallSettings(FleetSettings):
     livekit_api_secret: str = Field(alias="LIVEKIT_API_SECRET", repr=False)
 
     openai_api_key: str = Field(alias="OPENAI_API_KEY", repr=False)
-    openai_base_url: str | None = Field(default=None, alias="OPENAI_BASE_URL")
     eleven_api_key: str = Field(alias="ELEVEN_API_KEY", repr=False)
     eleven_base_url: str | None = Field(default=None, alias="ELEVEN_BASE_URL")
 
