@@ -37,7 +37,6 @@ class VoiceAgent(Agent):
         self._turn_id: str | None = None
         self._specialist = agent.active
         self._offered: tuple[Citation, ...] = ()
-        self._cited: tuple[Citation, ...] = ()
 
     async def stt_node(
         self, audio: AsyncIterable[rtc.AudioFrame], model_settings: ModelSettings
@@ -63,7 +62,7 @@ class VoiceAgent(Agent):
         """Store the caller's words before the reply begins; a slow Redis costs `_STORE_LIMIT` at most."""
         self._clock.turn_completed()
         self._turn_id = new_message.id
-        self._offered = self._cited = ()
+        self._offered = ()
         text = new_message.text_content or ""
         self._agent.commit_user(Message(id=new_message.id, role="user", content=text, specialist=self._agent.active))
         self._transcript.add(
@@ -81,8 +80,6 @@ class VoiceAgent(Agent):
         """Note who speaks and what happens in a turn of the conversation."""
         if isinstance(event, TextDelta):
             self._specialist = event.specialist
-            # Only what is said after passages came can come from them: an apology for a failed reply does not.
-            self._cited = self._offered
         elif isinstance(event, PassagesOffered):
             self._offer(event)
         elif isinstance(event, PassagesMissed):
@@ -113,7 +110,7 @@ class VoiceAgent(Agent):
                 specialist=self._specialist,
                 interrupted=item.interrupted,
                 timings=timings.to_json() if timings else None,
-                citations=self._cited,
+                # An apology in the place of a failed reply is no model's answer.
+                citations=self._offered if "llm_node_ttft" in item.metrics else (),
             )
         )
-        self._cited = ()
