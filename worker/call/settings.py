@@ -17,31 +17,40 @@ class KnowledgeSettings(EnvironmentSettings):
     knowledge_index: Path | None = Field(
         default=None,
         alias="MUSTER_KNOWLEDGE_INDEX",
-        description="File that `muster knowledge add` made; without it no turn is looked up in documents",
+        description="file that `muster knowledge add` made; without it no turn is looked up in documents",
     )
     retrieval_budget: Seconds = Field(
         default=0.15,
         alias="MUSTER_RETRIEVAL_BUDGET",
-        description="How long a turn waits for passages before it goes on without them",
+        description="how long a turn waits for passages before it goes on without them",
     )
     embeddings_model: str | None = Field(
         default=None,
         alias="MUSTER_EMBEDDINGS_MODEL",
-        description="Model whose vectors let documents be found by meaning too; without it words decide alone",
+        description="model whose vectors let documents be found by meaning too; without it words decide alone",
     )
     embeddings_base_url: str | None = Field(
         default=None,
         alias="MUSTER_EMBEDDINGS_BASE_URL",
-        description="OpenAI-compatible server of that model; by default where the chat model is",
+        description="compatible server of that model, up to and with `/v1`; without it where the chat model is",
     )
     embeddings_api_key: str = Field(
         default="",
         alias="MUSTER_EMBEDDINGS_API_KEY",
         repr=False,
-        description="Its key; OPENAI_API_KEY is never sent to MUSTER_EMBEDDINGS_BASE_URL",
+        description="key of that server, which never gets `OPENAI_API_KEY`",
     )
-    openai_api_key: str = Field(default="", alias="OPENAI_API_KEY", repr=False)
-    openai_base_url: str | None = Field(default=None, alias="OPENAI_BASE_URL")
+    openai_api_key: str = Field(
+        default="",
+        alias="OPENAI_API_KEY",
+        repr=False,
+        description="recognition and model; any text for a server that wants none",
+    )
+    openai_base_url: str | None = Field(
+        default=None,
+        alias="OPENAI_BASE_URL",
+        description="a compatible server, up to and with `/v1`; without it OpenAI's own",
+    )
 
 
 class CallSettings(KnowledgeSettings, FleetSettings):
