@@ -1,7 +1,7 @@
 PYTHON ?= python3
-SOURCES = $(wildcard celeryconfig.py graphs worker api muster local bench tests)
+SOURCES = $(wildcard celeryconfig.py graphs worker api muster local bench deploy tests)
 
-.PHONY: help setup demo up test e2e check bench
+.PHONY: help setup demo up test e2e check bench fresh platforms
 
 help:  ## what can be made
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -21,7 +21,8 @@ test: setup  ## the test suite, on real parts
 e2e: setup  ## the slow tests
 	@.venv/bin/python -m pytest -m slow
 
-bench: setup  ## joins and turns, measured on this machine
+bench: setup  ## requests, joins and turns, measured on this machine
+	@.venv/bin/python -m bench requests
 	@.venv/bin/python -m bench joins
 	@.venv/bin/python -m bench turns
 
@@ -29,3 +30,9 @@ check: setup  ## lint, format and types
 	@.venv/bin/ruff check $(SOURCES)
 	@.venv/bin/ruff format --check $(SOURCES)
 	@.venv/bin/mypy $(SOURCES)
+
+fresh:  ## clone and demo as a new user in a home without any cache (5 minutes)
+	@.ci/fresh
+
+platforms: setup  ## whether each locked package has a wheel on each platform; needs uv
+	@.venv/bin/python -m local.platforms

@@ -1,6 +1,9 @@
 """The agent service: sends agents into rooms, calls them back and lists what they do."""
 
-from flask import Flask, Response, request
+from collections.abc import Sequence
+from functools import partial
+
+from flask import Flask, Response
 from kombu.exceptions import OperationalError
 
 from api.models import (
@@ -10,16 +13,35 @@ from api.models import (
     LeaveAnswer,
     LeaveRequest,
     SessionAnswer,
+    SessionPath,
     SessionsAnswer,
     SessionsQuery,
     TurnsAnswer,
     TurnsQuery,
 )
-from api.service import create_service, health, read_body, read_strings, respond
+from api.readiness import ReadinessViews, readiness_route
+from api.routes import Route
+from api.service import create_service, health_route, respond
+from api.settings import AccessSettings, WebhookSettings
+from api.webhooks import webhook_route
 from worker.fleet.control import SessionControl
+from worker.fleet.departures import Departures
+from worker.fleet.errors import (
+    FleetFull,
+    FleetNotReady,
+    IdempotencyKeyReused,
+    NoWorker,
+    RecordUnreadable,
+    RoomChanging,
+    SessionNotFound,
+    StateMisconfigured,
+    StateUnavailable,
+)
 from worker.fleet.publishing import publisher
 from worker.fleet.redis_operations import connect
+from worker.fleet.redis_server import ServerCheck
 from worker.fleet.settings import FleetSettings
+from worker.fleet.task_states import show_end
 
 
 class SessionViews:
@@ -28,61 +50,117 @@ class SessionViews:
     def __init__(self, *, control: SessionControl) -> None:
         self._control = control
 
-    def join(self) -> Response:
+    def join(self, *, body: JoinRequest, headers: JoinHeaders) -> Response:
         """202 with a new session, or 200 with the one that is in the room."""
-        asked = read_body(JoinRequest)
-        key = request.headers.get("Idempotency-Key")
-        headers = read_strings(JoinHeaders, {} if key is None else {"idempotency_key": key})
         joined = self._control.join(
-            room=asked.room,
-            user_id=asked.user_id,
-            metadata=asked.metadata,
+            room=body.room,
+            user_id=body.user_id,
+            metadata=body.metadata,
             idempotency_key=headers.idempotency_key,
         )
         return respond(JoinAnswer.of(joined), status=202 if joined.created else 200)
 
-    def leave(self) -> Response:
+    def leave(self, *, body: LeaveRequest) -> Response:
         """202 when the session will end, 200 when it had ended before."""
-        left = self._control.leave(read_body(LeaveRequest).session_id)
+        left = self._control.leave(body.session_id)
         answer = LeaveAnswer(session_id=left.session.session_id, status=left.session.state)
         return respond(answer, status=200 if left.outcome == "over" else 202)
 
-    def sessions(self) -> Response:
+    def sessions(self, *, query: SessionsQuery) -> Response:
         """The newest sessions, of one state when `?state=` names it."""
-        asked = read_strings(SessionsQuery, request.args.to_dict())
-        listed = self._control.list(state=asked.state)
+        listed = self._control.list(state=query.state)
         return respond(SessionsAnswer(sessions=[SessionAnswer.of(session) for session in listed]))
 
-    def session(self, session_id: str) -> Response:
+    def session(self, *, path: SessionPath) -> Response:
         """One session."""
-        return respond(SessionAnswer.of(self._control.get(session_id)))
+        return respond(SessionAnswer.of(self._control.get(path.session_id)))
 
-    def turns(self, session_id: str) -> Response:
+    def turns(self, *, path: SessionPath, query: TurnsQuery) -> Response:
         """The turns after `?after=`."""
-        after = read_strings(TurnsQuery, request.args.to_dict()).after
-        turns = self._control.turns(session_id, after=after)
-        return respond(
-            TurnsAnswer(
-                turns=[{"cursor": cursor, **turn} for cursor, turn in turns],
-                cursor=turns[-1][0] if turns else after,
-            )
-        )
+        return respond(TurnsAnswer.of(self._control.turns(path.session_id, after=query.after), after=query.after))
 
 
-def create_app(*, settings: FleetSettings | None = None, control: SessionControl | None = None) -> Flask:
+def create_app(
+    *,
+    settings: FleetSettings | None = None,
+    access: AccessSettings | None = None,
+    webhooks: WebhookSettings | None = None,
+    control: SessionControl | None = None,
+    departures: Departures | None = None,
+) -> Flask:
     """The WSGI application; what is not given is made from the environment."""
-    views = SessionViews(control=control or _connect_control(settings or FleetSettings.from_env()))
-    service = create_service(__name__)
-    service.add_url_rule("/join", view_func=views.join, methods=["POST"])
-    service.add_url_rule("/leave", view_func=views.leave, methods=["POST"])
-    service.add_url_rule("/sessions", view_func=views.sessions)
-    service.add_url_rule("/sessions/<session_id>", view_func=views.session)
-    service.add_url_rule("/sessions/<session_id>/turns", view_func=views.turns)
-    service.add_url_rule("/health", view_func=health)
-    return service
+    access = access or AccessSettings.from_env()
+    settings = settings or FleetSettings.from_env()
+    server_check = ServerCheck.connect(settings)
+    views = SessionViews(control=control or _connect_control(settings, server_check))
+    readiness = ReadinessViews.connect(settings, server_check=server_check)
+    routes = [
+        *session_routes(views),
+        webhook_route(webhooks or WebhookSettings.from_env(), departures or _connect_departures(settings)),
+        health_route("/health"),
+        readiness_route(readiness),
+    ]
+    return create_service(__name__, title="Muster's agent service", routes=routes, keys=access.api_keys)
 
 
-def _connect_control(settings: FleetSettings) -> SessionControl:
+def session_routes(views: SessionViews) -> Sequence[Route]:
+    """Everything that joins, ends and shows sessions."""
+    no_state = (StateUnavailable,)
+    no_session = (SessionNotFound, RecordUnreadable, *no_state)
+    no_room = (NoWorker, FleetFull, FleetNotReady, RoomChanging)
+    no_join = (*no_room, IdempotencyKeyReused, RecordUnreadable, StateMisconfigured, *no_state)
+    return [
+        Route(
+            method="POST",
+            address="/join",
+            view=views.join,
+            summary="Send an agent into a room",
+            headers=JoinHeaders,
+            body=JoinRequest,
+            answers={202: JoinAnswer, 200: JoinAnswer},
+            refusals=no_join,
+        ),
+        Route(
+            method="POST",
+            address="/leave",
+            view=views.leave,
+            summary="End a session",
+            body=LeaveRequest,
+            answers={202: LeaveAnswer, 200: LeaveAnswer},
+            refusals=no_session,
+        ),
+        Route(
+            method="GET",
+            address="/sessions",
+            view=views.sessions,
+            summary="The newest sessions, and all that hold a room",
+            query=SessionsQuery,
+            answers={200: SessionsAnswer},
+            refusals=no_state,
+        ),
+        Route(
+            method="GET",
+            address="/sessions/<session_id>",
+            view=views.session,
+            summary="One session",
+            path=SessionPath,
+            answers={200: SessionAnswer},
+            refusals=no_session,
+        ),
+        Route(
+            method="GET",
+            address="/sessions/<session_id>/turns",
+            view=views.turns,
+            summary="What was said and what happened",
+            path=SessionPath,
+            query=TurnsQuery,
+            answers={200: TurnsAnswer},
+            refusals=no_session,
+        ),
+    ]
+
+
+def _connect_control(settings: FleetSettings, server_check: ServerCheck) -> SessionControl:
     from worker.fleet.app import create_producer
 
     return SessionControl(
@@ -91,4 +169,16 @@ def _connect_control(settings: FleetSettings) -> SessionControl:
         publish=publisher(create_producer(settings.broker_url), join_ttl=settings.join_ttl),
         # Kombu's one name for a broker that refuses, stalls or hangs up.
         publish_errors=(OperationalError,),
+        server_check=server_check,
+    )
+
+
+def _connect_departures(settings: FleetSettings) -> Departures:
+    from worker.fleet.app import create_producer
+
+    return Departures(
+        # Of their own: what LiveKit sends never waits in front of a `/join`.
+        client=connect(settings.redis_url),
+        tenant=settings.tenant,
+        show=partial(show_end, create_producer(settings.broker_url), hostname="agent-service"),
     )

@@ -3,14 +3,37 @@
 ApiError
 ├── MalformedBody
 ├── InvalidRequest
+├── KeyRefused
+│   ├── KeyMissing
+│   ├── KeyMalformed
+│   └── KeyUnknown
+├── KeysRequired
+├── KeyNameInvalid
+├── WebhooksNotConfigured
+├── WebhookNotSigned
+├── WebhookForged
+├── WebhookMalformed
 └── AgentUnavailable
+    └── AgentServiceKeyRefused
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flask import Response
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, UnsupportedMediaType
+from werkzeug.exceptions import (
+    ExpectationFailed,
+    HTTPException,
+    InternalServerError,
+    MethodNotAllowed,
+    NotFound,
+    NotImplemented,  # noqa: A004
+    RequestEntityTooLarge,
+    RequestHeaderFieldsTooLarge,
+    RequestTimeout,
+    RequestURITooLarge,
+    UnsupportedMediaType,
+)
 
 from api.models import Problem
 from worker.fleet.errors import (
@@ -18,8 +41,10 @@ from worker.fleet.errors import (
     FleetNotReady,
     IdempotencyKeyReused,
     NoWorker,
+    RecordUnreadable,
     RoomChanging,
     SessionNotFound,
+    StateMisconfigured,
     StateUnavailable,
 )
 
@@ -39,6 +64,46 @@ class InvalidRequest(ApiError):
     """A field is missing, unknown or wrong."""
 
 
+class KeyRefused(ApiError):
+    """The request has no key that opens this service."""
+
+
+class KeyMissing(KeyRefused):
+    """Send your key as `Authorization: Bearer KEY`."""
+
+
+class KeyMalformed(KeyRefused):
+    """The Authorization header is not `Bearer KEY`."""
+
+
+class KeyUnknown(KeyRefused):
+    """The key is not one of this service's, or not any more."""
+
+
+class KeysRequired(ApiError):
+    """This service has no keys and therefore serves its own machine only; set MUSTER_API_KEYS."""
+
+
+class KeyNameInvalid(ApiError):
+    """A key's name has 1 to 64 letters, digits, dots, underscores and hyphens."""
+
+
+class WebhooksNotConfigured(ApiError):
+    """This service does not know LiveKit's keys; set LIVEKIT_API_KEY and LIVEKIT_API_SECRET."""
+
+
+class WebhookNotSigned(ApiError):
+    """The Authorization header with LiveKit's signature is missing."""
+
+
+class WebhookForged(ApiError):
+    """The signature is not LiveKit's, not for this body, or not for this time."""
+
+
+class WebhookMalformed(ApiError):
+    """The body is signed and yet not one of LiveKit's events."""
+
+
 class AgentUnavailable(ApiError):
     """The agent service could not be reached or did not answer as agreed."""
 
@@ -46,14 +111,18 @@ class AgentUnavailable(ApiError):
         self,
         message: str | None = None,
         *,
-        code: str = "agent_service_unavailable",
+        code: str | None = None,
         retry_after: int = 5,
     ) -> None:
         super().__init__(message)
         #: The agent service's own code, when it gave a reason.
-        self.code = code
+        self.code = code or _kind(self).code
         #: Seconds after which a retry can succeed.
         self.retry_after = retry_after
+
+
+class AgentServiceKeyRefused(AgentUnavailable):
+    """The agent service refuses the control plane's own key."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +139,67 @@ _INTERNAL = ProblemKind(500, "internal_error", "Something broke in this service"
 _KINDS: Mapping[type[Exception], ProblemKind] = {
     MalformedBody: ProblemKind(400, "invalid_request", "The body is not JSON"),
     InvalidRequest: ProblemKind(422, "invalid_request", "The request is not valid"),
+    KeyMissing: ProblemKind(401, "key_missing", "A key is needed"),
+    KeyMalformed: ProblemKind(401, "key_malformed", "The key is not readable"),
+    KeyUnknown: ProblemKind(401, "key_unknown", "The key opens nothing here"),
+    KeysRequired: ProblemKind(403, "keys_required", "This service is not open to the network"),
+    WebhooksNotConfigured: ProblemKind(404, "webhooks_not_configured", "This service takes no webhooks"),
+    WebhookNotSigned: ProblemKind(401, "webhook_not_signed", "The webhook is not signed"),
+    WebhookForged: ProblemKind(401, "webhook_forged", "The webhook is not from LiveKit"),
+    WebhookMalformed: ProblemKind(400, "webhook_malformed", "The webhook is no event"),
     NotFound: ProblemKind(404, "not_found", "There is no such address"),
     MethodNotAllowed: ProblemKind(405, "method_not_allowed", "The address does not take this method"),
-    UnsupportedMediaType: ProblemKind(415, "unsupported_media_type", "The body must be application/json"),
+    RequestEntityTooLarge: ProblemKind(413, "payload_too_large", "The body is too large"),
+    UnsupportedMediaType: ProblemKind(415, "unsupported_media_type", "The body is not of the right type"),
     SessionNotFound: ProblemKind(404, "session_not_found", "There is no such session"),
     IdempotencyKeyReused: ProblemKind(409, "idempotency_key_reused", "The key belongs to another join"),
+    RecordUnreadable: ProblemKind(500, "record_unreadable", "The session's record cannot be read"),
     RoomChanging: ProblemKind(503, "room_changing", "The room is not free yet", retry_after=1),
     FleetFull: ProblemKind(503, "fleet_full", "No agent is free"),
     FleetNotReady: ProblemKind(503, "fleet_not_ready", "The fleet is starting"),
     NoWorker: ProblemKind(503, "no_worker", "No agent is running"),
+    StateMisconfigured: ProblemKind(
+        503, "redis_misconfigured", "Redis is not set up as the fleet needs it", retry_after=5
+    ),
     StateUnavailable: ProblemKind(503, "redis_unavailable", "The fleet's state is out of reach", retry_after=1),
     AgentUnavailable: ProblemKind(503, "agent_service_unavailable", "No agent can join"),
+    AgentServiceKeyRefused: ProblemKind(503, "agent_service_key_refused", "No agent can join"),
+    # What the HTTP server refuses before a service sees it (api/http_worker.py).
+    RequestTimeout: ProblemKind(408, "request_timeout", "The request took too long to arrive"),
+    RequestURITooLarge: ProblemKind(414, "uri_too_long", "The address is too long"),
+    ExpectationFailed: ProblemKind(417, "expectation_failed", "The expectation cannot be met"),
+    RequestHeaderFieldsTooLarge: ProblemKind(431, "headers_too_large", "The headers are too large"),
+    NotImplemented: ProblemKind(501, "not_implemented", "The request asks for what this server does not do"),
+    # What the framework may refuse besides, such as a body that breaks off.
+    HTTPException: ProblemKind(400, "bad_request", "The request cannot be read"),
+    InternalServerError: _INTERNAL,
     Exception: _INTERNAL,
 }
+
+#: Every code that an answer can carry, with its statuses in ascending order.
+STATUSES_BY_CODE: Mapping[str, tuple[int, ...]] = {
+    code: tuple(sorted({kind.status for kind in _KINDS.values() if kind.code == code}))
+    for code in sorted({kind.code for kind in _KINDS.values()})
+}
+#: What is refused before it is known which operation a request is for.
+OUTSIDE_OPERATIONS: tuple[type[Exception], ...] = (
+    NotFound,
+    MethodNotAllowed,
+    HTTPException,
+    RequestTimeout,
+    RequestEntityTooLarge,
+    RequestURITooLarge,
+    ExpectationFailed,
+    RequestHeaderFieldsTooLarge,
+    NotImplemented,
+)
+#: Everything that is told with 503: trying again later can help.
+TEMPORARY = tuple(error_class for error_class, kind in _KINDS.items() if kind.status == 503)
+
+
+def kind_of(error_class: type[Exception]) -> ProblemKind:
+    """How this class of exceptions is told to a client."""
+    return next(_KINDS[ancestor] for ancestor in error_class.__mro__ if ancestor in _KINDS)
 
 
 def is_unexpected(error: Exception) -> bool:
@@ -109,9 +226,7 @@ def problem_response(error: Exception, *, request_id: str) -> Response:
 
 
 def _kind(error: Exception) -> ProblemKind:
-    if isinstance(error, HTTPException) and type(error) not in _KINDS:
-        return ProblemKind(error.code or 500, error.name.lower().replace(" ", "_"), error.name)
-    return next(_KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in _KINDS)
+    return kind_of(type(error))
 
 
 def _detail(error: Exception) -> str:
@@ -127,4 +242,6 @@ def _headers(error: Exception, kind: ProblemKind) -> dict[str, str]:
     headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
+    if kind.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return headers

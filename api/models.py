@@ -1,22 +1,36 @@
 """The JSON that the HTTP services take and give."""
 
 import json
+import logging
+import unicodedata
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from worker.fleet.control import Joined
+from worker.fleet.joining import Joined
 from worker.fleet.session import Session, State
+from worker.fleet.workers import Fleet
 
+logger = logging.getLogger(__name__)
+
+#: The longest name of a room or a user: characters, and LiveKit's own limit in bytes of UTF-8.
+NAME_LIMIT = 128
+NAME_BYTES_LIMIT = 256
+#: Letters, marks, digits, punctuation, symbols and the space between words, as `str.isprintable` has it.
+_PRINTABLE = r"^[\p{L}\p{M}\p{N}\p{P}\p{S} ]+$"
 #: The longest `metadata`, in bytes of JSON.
 METADATA_LIMIT = 8 * 1024
-#: Redis' stream ids are two unsigned 64-bit numbers.
-_STREAM_ID_PART = 2**64 - 1
 
 
-def _printable(text: str) -> str:
+def _name(text: str) -> str:
+    """One spelling per name: of two rooms that look alike the caller would enter one and the agent the other."""
     if not text.isprintable():
-        raise ValueError("control characters are not allowed")
+        raise ValueError("characters that do not print are not allowed")
+    if not unicodedata.is_normalized("NFC", text):
+        raise ValueError("must be in Unicode's composed form (NFC)")
+    if len(text.encode()) > NAME_BYTES_LIMIT:
+        raise ValueError(f"at most {NAME_BYTES_LIMIT} bytes of UTF-8 are allowed")
     return text
 
 
@@ -26,23 +40,37 @@ def _small(metadata: dict[str, Any]) -> dict[str, Any]:
     return metadata
 
 
+def _whole(number: Any) -> Any:
+    """JSON has one kind of number: 600.0 is an integer as well."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
 def _not_an_agent(identity: str) -> str:
     if identity.startswith("agent-"):
         raise ValueError("identities of agents are not given to callers")
     return identity
 
 
-def _stream_id(cursor: str) -> str:
-    if any(int(part) > _STREAM_ID_PART for part in cursor.split("-")):
-        raise ValueError("no such cursor")
-    return cursor
-
-
-Text = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
+Name = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=NAME_LIMIT,
+        description=f"Printable Unicode in its composed form (NFC), at most {NAME_BYTES_LIMIT} bytes of UTF-8.",
+        json_schema_extra={"pattern": _PRINTABLE, "format": "printable-nfc"},
+    ),
+    AfterValidator(_name),
+]
+SessionId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+#: Visible ASCII; no comma, since two headers arrive as one with a comma between them.
+IdempotencyKey = Annotated[str, Field(pattern=r"^[!-+\--~]{1,128}$")]
 Scalar = str | bool | int | Annotated[float, Field(allow_inf_nan=False)] | None
-Metadata = Annotated[dict[str, Scalar], AfterValidator(_small)]
-Identity = Annotated[Text, AfterValidator(_not_an_agent)]
-Cursor = Annotated[str, Field(pattern=r"^[0-9]{1,20}-[0-9]{1,20}$"), AfterValidator(_stream_id)]
+Metadata = Annotated[
+    dict[str, Scalar], Field(description=f"At most {METADATA_LIMIT} bytes of JSON."), AfterValidator(_small)
+]
+Identity = Annotated[Name, AfterValidator(_not_an_agent), Field(json_schema_extra={"not": {"pattern": "^agent-"}})]
+#: Redis' stream ids are two unsigned 64-bit numbers; 19 digits fit and last for ages.
+Cursor = Annotated[str, Field(pattern=r"^[0-9]{1,19}-[0-9]{1,19}$")]
 
 
 class Asked(BaseModel):
@@ -51,24 +79,34 @@ class Asked(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
 
+class Nothing(Asked):
+    """No field at all."""
+
+
 class JoinRequest(Asked):
     """Send an agent into `room` to talk with `user_id`; the conversation knows `metadata`."""
 
-    room: Text
-    user_id: Text
+    room: Name
+    user_id: Name
     metadata: Metadata = Field(default_factory=dict)
 
 
 class JoinHeaders(Asked):
     """Requests with the same key make one session."""
 
-    idempotency_key: Text | None = None
+    idempotency_key: IdempotencyKey | None = Field(default=None, alias="Idempotency-Key")
 
 
 class LeaveRequest(Asked):
     """End a session."""
 
-    session_id: Text
+    session_id: SessionId
+
+
+class SessionPath(Asked):
+    """Whose address it is."""
+
+    session_id: SessionId
 
 
 class SessionsQuery(Asked):
@@ -89,10 +127,10 @@ class TokenRequest(Asked):
     With `agent="optional"` the token is given even when no agent can come.
     """
 
-    room: Text
+    room: Name
     identity: Identity
     metadata: Metadata = Field(default_factory=dict)
-    ttl: int = Field(default=3600, ge=60, le=86400)
+    ttl: Annotated[int, BeforeValidator(_whole)] = Field(default=3600, ge=60, le=86400)
     agent: Literal["required", "optional"] = "required"
 
 
@@ -186,11 +224,101 @@ class SessionsAnswer(Answer):
     sessions: list[SessionAnswer]
 
 
+class TurnTimings(Answer):
+    """Where the time of an answer went: moments in Unix seconds, durations in seconds."""
+
+    speech_ended_at: float
+    endpointing: float
+    stt: float
+    graph_llm: float
+    tts: float
+    first_audio_at: float
+
+
+class TurnAnswer(Answer):
+    """What every committed turn has; `at` in Unix seconds."""
+
+    cursor: str
+    item_id: str
+    at: float
+
+
+class UserTurn(TurnAnswer):
+    """What the caller said, and to which specialist."""
+
+    role: Literal["user"]
+    text: str
+    specialist: str | None
+
+
+class Citation(Answer):
+    """A passage of a document that lay before the model when it answered."""
+
+    source: str
+    title: str
+    passage_id: str
+
+
+class AssistantTurn(TurnAnswer):
+    """What the caller heard; `timings` when it answered speech."""
+
+    role: Literal["assistant"]
+    text: str
+    specialist: str | None
+    interrupted: bool
+    timings: TurnTimings | None
+    citations: list[Citation] = []
+
+
+class TransferEvent(Answer):
+    """The conversation went from one specialist to another."""
+
+    kind: Literal["transfer"]
+    source: str = Field(alias="from")
+    target: str = Field(alias="to")
+
+
+class ToolEvent(Answer):
+    """A tool was used."""
+
+    kind: Literal["tool"]
+    name: str
+
+
+class PassagesMissedEvent(Answer):
+    """The answer went on without a look into the documents; `name` says why."""
+
+    kind: Literal["passages_missed"]
+    name: Literal["too_slow", "unavailable"]
+
+
+class EventTurn(TurnAnswer):
+    """What happened between two utterances."""
+
+    role: Literal["event"]
+    event: Annotated[TransferEvent | ToolEvent | PassagesMissedEvent, Field(discriminator="kind")]
+
+
+Turn = Annotated[UserTurn | AssistantTurn | EventTurn, Field(discriminator="role")]
+_TURN: TypeAdapter[UserTurn | AssistantTurn | EventTurn] = TypeAdapter(Turn)
+
+
 class TurnsAnswer(Answer):
     """Committed turns in their order, each with its `cursor`; `cursor` is where to go on."""
 
-    turns: list[dict[str, Any]]
+    turns: list[Turn]
     cursor: str
+
+    @classmethod
+    def of(cls, turns: Sequence[tuple[str, Mapping[str, Any]]], *, after: str) -> "TurnsAnswer":
+        """The turns behind `after`; what a newer worker wrote in a way not known here is passed over."""
+        known = []
+        for cursor, turn in turns:
+            try:
+                known.append(_TURN.validate_python({**turn, "cursor": cursor}))
+            except ValidationError:
+                logger.warning("turn %s is not shown: it is not readable", cursor)
+        return cls(turns=known, cursor=turns[-1][0] if turns else after)
 
 
 class AgentError(Answer):
@@ -209,3 +337,50 @@ class TokenAnswer(Answer):
     identity: str
     session: JoinAnswer | None
     agent_error: AgentError | None
+
+
+class WebhookAnswer(Answer):
+    """What became of LiveKit's event; `session_id` is the session that it ended."""
+
+    outcome: Literal["ignored", "replayed", "left_alone", "ended"]
+    session_id: str | None = None
+
+
+class Readiness(Answer):
+    """Whether this replica can use Redis, why not, and the fleet: zeros when it is not known.
+
+    `workers` counts all whose lease holds, `draining` those of them that take nothing new; `slots` and `free` are of
+    the others. `detail` may also tell what should be set otherwise although it is no reason not to be ready.
+    """
+
+    status: Literal["ready", "redis_unavailable", "redis_misconfigured"]
+    detail: str | None = None
+    workers: int = 0
+    slots: int = 0
+    free: int = 0
+    draining: int = 0
+    joins_open: bool = False
+
+    @classmethod
+    def of(cls, fleet: Fleet, *, detail: str | None) -> "Readiness":
+        """A replica that sees this fleet."""
+        return cls(
+            status="ready",
+            detail=detail,
+            workers=len(fleet.workers),
+            slots=fleet.slots,
+            free=fleet.free,
+            draining=len(fleet.workers) - len(fleet.open_workers),
+            joins_open=fleet.ready,
+        )
+
+    @classmethod
+    def not_ready(cls, status: Literal["redis_unavailable", "redis_misconfigured"], *, detail: str) -> "Readiness":
+        """A replica that can do nothing without Redis."""
+        return cls(status=status, detail=detail)
+
+
+class Ready(Answer):
+    """This process is set up and serves; it needs nothing that could be missing."""
+
+    status: Literal["ready"] = "ready"

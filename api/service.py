@@ -1,34 +1,65 @@
-"""What both HTTP services share: request ids, reading a request, answers and problems."""
+"""What both HTTP services share: addresses, request ids, keys, answers and problems."""
 
+import json
 import logging
 import re
 import uuid
-from typing import TypeVar
+from collections.abc import Sequence
+from ipaddress import ip_address
 
 from flask import Flask, Response, g, request
-from pydantic import ValidationError
-from werkzeug.exceptions import UnsupportedMediaType
 
-from api.errors import InvalidRequest, MalformedBody, is_unexpected, problem_response
-from api.models import Answer, Asked, Health
+from api.errors import KeysRequired, is_unexpected, problem_response
+from api.keys import ApiKeys
+from api.models import Answer, Health
+from api.openapi import openapi_document
+from api.reading import read_parts
+from api.routes import Route
+from worker.fleet.errors import RecordUnreadable
 
 logger = logging.getLogger(__name__)
 
 REQUEST_ID = "X-Request-Id"
 _REQUEST_ID_SHAPE = re.compile(r"[A-Za-z0-9._-]{1,64}")
-#: How many wrong fields one answer names.
-_MOST_DETAILS = 5
+#: Answers are data: no browser may run, frame, cache or guess anything of them.
+SECURITY_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
-Shape = TypeVar("Shape", bound=Asked)
 
+def create_service(name: str, *, title: str, routes: Sequence[Route], keys: ApiKeys) -> Flask:
+    """A Flask application of these routes and `/openapi.json`.
 
-def create_service(name: str) -> Flask:
-    """A Flask application whose every answer has a request id and whose every error is a problem."""
+    Every answer has a request id and every error is a problem. Without `keys` it serves its own machine only.
+    """
     service = Flask(name, static_folder=None)
+    service.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    # One address is one address: a redirect would answer a POST with an invitation to repeat it elsewhere.
+    service.url_map.merge_slashes = False
     service.before_request(_name_request)
-    service.after_request(_tell_request_id)
+    service.after_request(_finish_answer)
     service.register_error_handler(Exception, _answer_problem)
+    for route in routes:
+        _add(service, route, keys)
+    document = json.dumps(openapi_document(title=title, routes=routes))
+    service.add_url_rule("/openapi.json", view_func=lambda: Response(document, content_type="application/json"))
     return service
+
+
+def health_route(address: str) -> Route:
+    """The address at which the process says that it serves; it asks nobody else."""
+    return Route(
+        method="GET",
+        address=address,
+        view=lambda: respond(Health()),
+        summary="Whether this process serves",
+        answers={200: Health},
+        is_open=True,
+    )
 
 
 def request_id() -> str:
@@ -36,32 +67,35 @@ def request_id() -> str:
     return str(g.request_id)
 
 
-def read_body(shape: type[Shape]) -> Shape:
-    """The request's JSON body; raises `MalformedBody`, `InvalidRequest` or `UnsupportedMediaType`."""
-    if request.mimetype != "application/json":
-        raise UnsupportedMediaType("Send the body as application/json.")
-    try:
-        return shape.model_validate_json(request.get_data())
-    except ValidationError as error:
-        raise _refusal(error) from None
-
-
-def read_strings(shape: type[Shape], given: dict[str, str]) -> Shape:
-    """Values that come as text, from the query or the headers; raises `InvalidRequest`."""
-    try:
-        return shape.model_validate_strings(given)
-    except ValidationError as error:
-        raise _refusal(error) from None
-
-
 def respond(answer: Answer, *, status: int = 200) -> Response:
     """The answer as JSON."""
-    return Response(answer.model_dump_json(), status=status, content_type="application/json")
+    return Response(answer.model_dump_json(by_alias=True), status=status, content_type="application/json")
 
 
-def health() -> Response:
-    """Answer that this process serves; asks nobody else."""
-    return respond(Health())
+def _add(service: Flask, route: Route, keys: ApiKeys) -> None:
+    def serve(**path: str) -> Response:
+        if not route.is_open:
+            _check_access(keys)
+        return route.view(**read_parts(route, path))
+
+    endpoint = f"{route.method} {route.address}"
+    service.add_url_rule(route.address, endpoint.replace(".", "_"), serve, methods=[route.method])
+
+
+def _check_access(keys: ApiKeys) -> None:
+    """Raises a `KeyRefused`, or `KeysRequired` for a request from elsewhere."""
+    if keys:
+        g.key_name = keys.name_of(request.headers.get("Authorization"))
+    elif not _is_loopback(request.remote_addr):
+        raise KeysRequired()
+
+
+def _is_loopback(address: str | None) -> bool:
+    try:
+        # Who comes through a Unix socket has no address.
+        return address == "" or ip_address(address or "").is_loopback
+    except ValueError:
+        return False
 
 
 def _name_request() -> None:
@@ -69,20 +103,16 @@ def _name_request() -> None:
     g.request_id = given if _REQUEST_ID_SHAPE.fullmatch(given) else uuid.uuid4().hex
 
 
-def _tell_request_id(response: Response) -> Response:
+def _finish_answer(response: Response) -> Response:
     response.headers[REQUEST_ID] = request_id()
+    response.headers.update(SECURITY_HEADERS)
     return response
 
 
 def _answer_problem(error: Exception) -> Response:
+    told = {"request_id": request_id(), "key_name": g.get("key_name")}
     if is_unexpected(error):
-        logger.error("request failed", exc_info=error, extra={"request_id": request_id()})
+        logger.error("request failed", exc_info=error, extra=told)
+    elif isinstance(error, RecordUnreadable):
+        logger.error("a record is not readable", extra=told)
     return problem_response(error, request_id=request_id())
-
-
-def _refusal(error: ValidationError) -> MalformedBody | InvalidRequest:
-    wrong = error.errors(include_url=False, include_context=False, include_input=False)
-    if wrong[0]["type"] == "json_invalid":
-        return MalformedBody(wrong[0]["msg"])
-    named = [f"{'.'.join(map(str, field['loc'])) or 'body'}: {field['msg']}" for field in wrong]
-    return InvalidRequest("; ".join(named[:_MOST_DETAILS]))

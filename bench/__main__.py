@@ -9,6 +9,7 @@ from rich.console import Console
 
 from bench.joins import measure_joins
 from bench.report import Report, print_report
+from bench.requests import measure_requests
 from bench.turns import measure_turns
 
 #: The load average from which on a machine is not quiet.
@@ -17,7 +18,7 @@ _BUSY_LOAD = 1.0
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Measure this machine's Muster with real audio through the whole local stack.
+    """Measure this machine's Muster: joins and turns with real audio through the whole local stack, and its requests.
 
     Run it on a quiet machine: on a busy one every figure is about the machine.
     """
@@ -40,6 +41,15 @@ def joins(count: int, output: Path | None) -> None:
 def turns(calls: int, output: Path | None) -> None:
     """From the end of the caller's speech to the agent's first audible frame, with its critical path."""
     _show(measure_turns(calls=calls), output)
+
+
+@main.command()
+@click.option("--count", default=1500, show_default=True, help="How many joins to count per server and kind.")
+@click.option("--rate", default=50.0, show_default=True, help="How many joins per second arrive on average.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
+def requests(count: int, rate: float, output: Path | None) -> None:
+    """POST /join at a steady rate, and /health beside slow clients, under two HTTP servers; no call starts."""
+    _show(measure_requests(count=count, rate=rate), output)
 
 
 def _show(report: Report, output: Path | None) -> None:

@@ -26,12 +26,20 @@ class Figure:
     @property
     def p95(self) -> float:
         """The smallest value that at least 95 % of all do not exceed."""
-        return sorted(self.values)[math.ceil(0.95 * len(self.values)) - 1]
+        return self._percentile(0.95)
+
+    @property
+    def p99(self) -> float:
+        """The smallest value that at least 99 % of all do not exceed."""
+        return self._percentile(0.99)
 
     @property
     def worst(self) -> float:
         """The largest value."""
         return max(self.values)
+
+    def _percentile(self, share: float) -> float:
+        return sorted(self.values)[math.ceil(share * len(self.values)) - 1]
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,8 @@ class Report:
             "title": self.title,
             "machine": {"cores": os.cpu_count(), "system": platform.platform(), "load": os.getloadavg()},
             "figures": {
-                name: {"n": len(figure.values), "p50": figure.p50, "p95": figure.p95, "worst": figure.worst}
-                | {"values": list(figure.values)}
+                name: {"n": len(figure.values), "p50": figure.p50, "p95": figure.p95, "p99": figure.p99}
+                | {"worst": figure.worst, "values": list(figure.values)}
                 for name, figure in self.figures.items()
                 if figure.values
             },
@@ -59,12 +67,12 @@ class Report:
 
 def print_report(console: Console, report: Report) -> None:
     """The report as a table in milliseconds."""
-    table = Table("", "n", "p50 ms", "p95 ms", "worst ms", title=report.title, title_justify="left")
+    table = Table("", "n", "p50 ms", "p95 ms", "p99 ms", "worst ms", title=report.title, title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
     for name, figure in report.figures.items():
         if figure.values:
-            row = (f"{1000 * value:,.0f}" for value in (figure.p50, figure.p95, figure.worst))
+            row = (f"{1000 * value:,.0f}" for value in (figure.p50, figure.p95, figure.p99, figure.worst))
             table.add_row(name, str(len(figure.values)), *row)
     console.print(table)
     for note in report.notes:

@@ -4,6 +4,7 @@ LocalError
 ├── StepFailed
 ├── RedisMissing
 ├── LiveKitMissing
+├── StandInMissing
 ├── SettingMissing
 ├── StackRunning
 ├── StackNotRunning
@@ -38,6 +39,10 @@ class RedisMissing(LocalError):
 
 class LiveKitMissing(LocalError):
     """There is no LiveKit server yet: run `make setup`, or set LIVEKIT_URL."""
+
+
+class StandInMissing(LocalError):
+    """{absence}. {instead}"""
 
 
 class SettingMissing(LocalError):

@@ -13,6 +13,7 @@ from local.livekit_server import LiveKitBuild, find_livekit_server
 from local.locks import exclusive
 from local.paths import ROOT, cache_directory
 from local.progress import Progress
+from local.stand_ins import Machine, too_new, without
 
 _INSTALL_ADVICE = "check the network and pip's settings (`pip config list`), then run it again"
 
@@ -20,9 +21,10 @@ _INSTALL_ADVICE = "check the network and pip's settings (`pip config list`), the
 class VirtualEnvironment:
     """The tree's `.venv`, exactly as `requirements.lock` says."""
 
-    def __init__(self, *, root: Path, progress: Progress) -> None:
+    def __init__(self, *, root: Path, progress: Progress, machine: Machine | None = None) -> None:
         self._root = root
         self._progress = progress
+        self._machine = machine or Machine.this()
         self._folder = root / ".venv"
         self._stamp = self._folder / "muster.stamp"
 
@@ -73,7 +75,7 @@ class VirtualEnvironment:
         pip = [str(self.python), "-m", "pip", "install", "--disable-pip-version-check", "--no-deps"]
         self._progress.run(
             "Python packages",
-            [*pip, "--require-hashes", "-r", str(self._root / "requirements.lock")],
+            [*pip, "--require-hashes", "-r", str(self._write_requirements())],
             usually="1 to 3 minutes",
             advice=_INSTALL_ADVICE,
         )
@@ -83,6 +85,12 @@ class VirtualEnvironment:
             usually="5 seconds",
             advice=_INSTALL_ADVICE,
         )
+
+    def _write_requirements(self) -> Path:
+        """The lock without what this machine's system is too old for."""
+        requirements = self._folder / "requirements.lock"
+        requirements.write_text(without((self._root / "requirements.lock").read_text(), too_new(self._machine)))
+        return requirements
 
     def _say_waiting(self) -> None:
         self._progress.say("Another set-up works on this tree; waiting for it.")
@@ -103,6 +111,13 @@ def ensure_livekit_server(*, environ: Mapping[str, str], python: Path, progress:
             LiveKitBuild(cache=cache, python=python, progress=progress, search=environ.get("PATH")).run()
 
 
+def say_what_is_missing(*, python: Path, progress: Progress) -> None:
+    """Name the stand-ins that have no wheel for this machine, and what to do without each."""
+    said = subprocess.run([python, "-m", "local.stand_ins"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for line in said.stdout.splitlines():
+        progress.say(line)
+
+
 def _has_livekit_server(environ: Mapping[str, str]) -> bool:
     try:
         find_livekit_server(environ)
@@ -117,6 +132,7 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
     environment = VirtualEnvironment(root=ROOT, progress=progress)
     try:
         environment.ensure()
+        say_what_is_missing(python=environment.python, progress=progress)
         ensure_livekit_server(environ=environ, python=environment.python, progress=progress)
     except LocalError as failure:
         print(f"\n{failure}", file=sys.stderr)

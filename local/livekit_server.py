@@ -49,8 +49,13 @@ def cached_livekit_server(cache: Path, *, modules: Path = MODULES) -> Path:
     return cache / f"livekit-server-{version[1]}-{checksums[:12]}"
 
 
-def livekit_configuration(*, port: int, rtc_tcp_port: int, rtc_udp_port: int) -> str:
-    """The configuration file (JSON, which is YAML) of a server that never leaves the loopback interface."""
+def livekit_configuration(
+    *, port: int, rtc_tcp_port: int, rtc_udp_port: int, key: str, webhook_url: str | None = None
+) -> str:
+    """The configuration file (JSON, which is YAML) of a server that never leaves the loopback interface.
+
+    It tells `webhook_url` about its rooms, signed with the secret of the API key `key`.
+    """
     return json.dumps(
         {
             "port": port,
@@ -63,6 +68,7 @@ def livekit_configuration(*, port: int, rtc_tcp_port: int, rtc_udp_port: int) ->
                 "enable_loopback_candidate": True,
                 "interfaces": {"includes": ["lo", "lo0"]},
             },
+            "webhook": {"api_key": key, "urls": [webhook_url] if webhook_url else []},
             "logging": {"level": "info"},
         },
         indent=2,
@@ -151,5 +157,5 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def livekit_environment(*, key: str, secret: str) -> dict[str, str]:
-    """The server's API key by environment: it is written into no file."""
+    """The server's API key by environment: its secret is written into no file."""
     return {"LIVEKIT_KEYS": f"{key}: {secret}"}

@@ -4,15 +4,17 @@ import secrets
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from local.errors import SettingMissing
 from local.guard import MARKER
 from local.livekit_server import find_livekit_server, livekit_configuration, livekit_environment
+from local.paths import ROOT
 from local.ports import HOST, PortPicker
 from local.readiness import answers_http, answers_ping, has_logged
 from local.redis_server import redis_command
+from local.stand_ins import RECOGNITION, VOICE, StandIn
 
 REDIS = "redis"
 LIVEKIT = "livekit"
@@ -111,15 +113,17 @@ class StackPlan:
             self._use_given_livekit(given)
             return
         port = self._port(7880, "LiveKit")
+        key, secret = f"API{secrets.token_hex(6)}", secrets.token_hex(24)
         file = self._directory / "livekit.yaml"
         file.write_text(
             livekit_configuration(
                 port=port,
                 rtc_tcp_port=self._port(7881, "LiveKit media (TCP)"),
                 rtc_udp_port=self._port(7882, "LiveKit media (UDP)"),
+                key=key,
+                webhook_url=self._webhook_url(),
             )
         )
-        key, secret = f"API{secrets.token_hex(6)}", secrets.token_hex(24)
         self.urls[LIVEKIT] = f"ws://{HOST}:{port}"
         self.settings |= {
             "LIVEKIT_URL": self.urls[LIVEKIT],
@@ -132,6 +136,16 @@ class StackPlan:
             settings=livekit_environment(key=key, secret=secret),
             is_ready=lambda: answers_http(f"http://{HOST}:{port}/"),
         )
+
+    def _webhook_url(self) -> str | None:
+        if AGENT_SERVICE not in self._options.parts:
+            return None
+        return f"http://{HOST}:{self._agent_service_port}/webhooks/livekit"
+
+    @cached_property
+    def _agent_service_port(self) -> int:
+        # LiveKit's configuration names it before the agent service has its turn.
+        return self._port(8000, "the agent service")
 
     def _use_given_livekit(self, url: str) -> None:
         for name in ("LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"):
@@ -153,10 +167,10 @@ class StackPlan:
             settings={},
             is_ready=lambda: answers_http(f"{self.urls[PROVIDERS]}/health"),
         )
-        self._choose_provider("OPENAI", name="OpenAI")
-        self._choose_provider("ELEVEN", name="ElevenLabs")
+        self._choose_provider("OPENAI", name="OpenAI", stand_in=RECOGNITION)
+        self._choose_provider("ELEVEN", name="ElevenLabs", stand_in=VOICE)
 
-    def _choose_provider(self, prefix: str, *, name: str) -> None:
+    def _choose_provider(self, prefix: str, *, name: str, stand_in: StandIn) -> None:
         """The real service when the user has a key for it, a server of the user's own, or the stand-in."""
         key, base_url = f"{prefix}_API_KEY", f"{prefix}_BASE_URL"
         if given := self._environ.get(base_url):
@@ -167,11 +181,12 @@ class StackPlan:
             self.settings[key] = self._environ[key]
             self.notes.append(f"{name}: the real service, with your {key}; calls cost money")
         else:
+            stand_in.require()
             self.settings[base_url] = f"{self.urls[PROVIDERS]}/v1"
             self.settings[key] = "stand-in"
 
     def _add_agent_service(self) -> None:
-        port = self._port(8000, "the agent service")
+        port = self._agent_service_port
         self.urls[AGENT_SERVICE] = self.settings["AGENT_SERVICE_URL"] = f"http://{HOST}:{port}"
         self._add_service(AGENT_SERVICE, port=port, health="/health", after=(REDIS,))
 
@@ -181,19 +196,10 @@ class StackPlan:
         self._add_service(CONTROL_PLANE, port=port, health="/api/v1/health")
 
     def _add_service(self, kind: str, *, port: int, health: str, after: tuple[str, ...] = ()) -> None:
-        gunicorn = [sys.executable, "-m", "gunicorn", "--bind", f"{HOST}:{port}"]
+        gunicorn = [sys.executable, "-m", "gunicorn", "--config", "python:api.server", "--bind", f"{HOST}:{port}"]
         self._add(
             kind,
-            [
-                *gunicorn,
-                "--worker-class",
-                "gthread",
-                "--workers",
-                "1",
-                "--threads",
-                "8",
-                f"api.{kind}:create_app()",
-            ],
+            [*gunicorn, f"api.{kind}:create_app()"],
             is_ready=lambda: answers_http(f"http://{HOST}:{port}{health}"),
             after=after,
         )
@@ -228,12 +234,17 @@ class StackPlan:
 
     def _add_flower(self) -> None:
         port = self._port(5555, "Flower")
-        self.urls[FLOWER] = f"http://{HOST}:{port}"
-        options = [f"--address={HOST}", f"--port={port}", "--read-only"]
+        prefix = self._environ.get("FLOWER_URL_PREFIX", "").strip("/")
+        self.urls[FLOWER] = f"http://{HOST}:{port}/{prefix}".rstrip("/")
+        options = [f"--conf={ROOT / 'deploy' / 'flowerconfig.py'}", f"--address={HOST}", f"--port={port}"]
         self._add(
             FLOWER,
             [sys.executable, "-m", "celery", "-A", "worker.fleet.app", "flower", *options],
-            settings={**self.settings, "FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{self.flower_password}"},
+            settings={
+                **self.settings,
+                "FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{self.flower_password}",
+                "FLOWER_DB": str(self._directory / "flower" / "history"),
+            },
             is_ready=lambda: answers_http(f"{self.urls[FLOWER]}/healthcheck"),
             after=(REDIS,),
         )

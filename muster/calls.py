@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import math
+import os
 import time
 import uuid
 import wave
@@ -127,7 +128,9 @@ def run_demo(*, urls: Mapping[str, str], console: Console, output: Path) -> int:
 
 
 def _client(urls: Mapping[str, str]) -> MusterClient:
-    return MusterClient(urls[AGENT_SERVICE], control_plane=urls[CONTROL_PLANE])
+    return MusterClient(
+        urls[AGENT_SERVICE], control_plane=urls[CONTROL_PLANE], api_key=os.environ.get("MUSTER_API_KEY")
+    )
 
 
 def _rendered(script: Sequence[tuple[str, str | None]], *, providers: str) -> list[Line]:

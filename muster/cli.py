@@ -1,8 +1,10 @@
-"""The `muster` command: start the local stack, hold a call with it, look at it."""
+"""The `muster` command: start the local stack, hold a call with it, look at it, find out what is wrong."""
 
+import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,6 +40,10 @@ _TITLES = {
 }
 
 
+#: The kinds of process that have settings, as words of the command line.
+PROCESSES = ("worker", "agent-service", "control-plane")
+
+
 @click.group()
 @click.version_option(package_name="muster")
 def main() -> None:
@@ -48,6 +54,7 @@ def main() -> None:
     muster up                           start everything and stay
     muster call --say "What do you sell?"   talk to the agents of `muster up`
     muster knowledge add FILE...        documents the agents answer from
+    muster doctor                       say what is wrong, and what to do
     """
 
 
@@ -164,6 +171,55 @@ def status() -> None:
     console.print(f"Supervisor: process {state.pid}, for {minutes:.0f} minutes")
     console.print("Parts: " + ", ".join(f"{name} {pid}" for name, pid in state.parts.items()))
     console.print(f"Logs: {state.directory}")
+
+
+@main.command()
+@click.option(
+    "--process",
+    "processes",
+    multiple=True,
+    type=click.Choice(PROCESSES),
+    help="Check the settings of this kind of process only; may be repeated.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(processes: tuple[str, ...], as_json: bool) -> None:
+    """Check settings, Redis, LiveKit, providers, clock and ports, and say what to do.
+
+    With REDIS_URL, LIVEKIT_URL or AGENT_SERVICE_URL in the environment it checks a deployment's settings, else the
+    running `muster up`, else whether one can be started. The exit code is 1 when something failed.
+    """
+    from jwt.warnings import InsecureKeyLengthWarning
+
+    from muster.doctor import diagnose, findings_json, print_findings
+    from muster.examination import any_failed
+
+    # It is one of the findings.
+    warnings.simplefilter("ignore", InsecureKeyLengthWarning)
+    chosen = [process.replace("-", " ") for process in processes]
+    title, findings = diagnose(environ=os.environ, processes=chosen)
+    if as_json:
+        click.echo(findings_json(findings))
+    else:
+        print_findings(Console(), title, findings)
+    raise SystemExit(1 if any_failed(findings) else 0)
+
+
+@main.command()
+@click.argument("name")
+def key(name: str) -> None:
+    """Make an API key for the client NAME.
+
+    The key is shown once and kept nowhere; the services know its entry, which cannot be used as a key.
+    """
+    from api.errors import KeyNameInvalid
+    from api.keys import generate
+
+    try:
+        made = generate(name)
+    except KeyNameInvalid as error:
+        raise click.UsageError(str(error)) from None
+    click.echo(f"The key, for {name} to keep:         {made.key}")
+    click.echo(f"Its entry, for MUSTER_API_KEYS:   {made.entry}")
 
 
 @contextmanager

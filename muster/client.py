@@ -14,11 +14,14 @@ from muster.errors import (
     FleetNotReady,
     IdempotencyKeyReused,
     InvalidRequest,
+    KeyRefused,
     NoWorker,
     RequestRefused,
     RoomChanging,
+    ServiceBroken,
     ServiceUnreachable,
     SessionNotFound,
+    StateMisconfigured,
     StateUnavailable,
     UnexpectedAnswer,
 )
@@ -178,14 +181,32 @@ class _Problem:
 
 REFUSALS: Mapping[str, type[RequestRefused]] = {
     "invalid_request": InvalidRequest,
+    "bad_request": InvalidRequest,
+    "not_found": InvalidRequest,
+    "method_not_allowed": InvalidRequest,
+    "request_timeout": InvalidRequest,
+    "payload_too_large": InvalidRequest,
+    "uri_too_long": InvalidRequest,
+    "unsupported_media_type": InvalidRequest,
+    "expectation_failed": InvalidRequest,
+    "headers_too_large": InvalidRequest,
+    "not_implemented": InvalidRequest,
+    "key_missing": KeyRefused,
+    "key_malformed": KeyRefused,
+    "key_unknown": KeyRefused,
+    "keys_required": KeyRefused,
     "session_not_found": SessionNotFound,
     "idempotency_key_reused": IdempotencyKeyReused,
+    "internal_error": ServiceBroken,
+    "record_unreadable": ServiceBroken,
     "fleet_full": FleetFull,
     "fleet_not_ready": FleetNotReady,
     "no_worker": NoWorker,
     "room_changing": RoomChanging,
     "redis_unavailable": StateUnavailable,
+    "redis_misconfigured": StateMisconfigured,
     "agent_service_unavailable": AgentUnavailable,
+    "agent_service_key_refused": AgentUnavailable,
 }
 
 
@@ -193,8 +214,9 @@ class MusterClient:
     """Talks to the agent service and, when its address is given, to the control plane.
 
     Every method raises `ServiceUnreachable` when nobody answers, a `RequestRefused` by the problem's
-    code when the service says no, and `UnexpectedAnswer` for anything else. Usable from several threads
-    and as a context manager. `transport` replaces the network, for tests.
+    code when the service says no, and `UnexpectedAnswer` for anything else. `api_key` is shown to both
+    services. Usable from several threads and as a context manager. `transport` replaces the network,
+    for tests.
     """
 
     def __init__(
@@ -202,12 +224,14 @@ class MusterClient:
         agent_service: str,
         *,
         control_plane: str | None = None,
+        api_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._agent_service = agent_service.rstrip("/")
         self._control_plane = control_plane.rstrip("/") if control_plane else None
-        self._http = httpx.Client(timeout=timeout, transport=transport)
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else None
+        self._http = httpx.Client(headers=headers, timeout=timeout, transport=transport)
 
     def __enter__(self) -> Self:
         return self

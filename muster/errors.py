@@ -5,15 +5,18 @@ MusterError
 ├── UnexpectedAnswer        somebody answers, but not in the services' language
 ├── CallFailed              a simulated call could not be held
 └── RequestRefused          the service said no, with a code
-    ├── InvalidRequest      invalid_request
+    ├── InvalidRequest      invalid_request, and whatever else no valid request meets
+    ├── KeyRefused          key_missing, key_malformed, key_unknown, keys_required
     ├── SessionNotFound     session_not_found
     ├── IdempotencyKeyReused    idempotency_key_reused
+    ├── ServiceBroken       internal_error, record_unreadable
     └── AgentUnavailable    agent_service_unavailable; like all below it: no agent can join, try again later
         ├── FleetFull           fleet_full
         ├── FleetNotReady       fleet_not_ready
         ├── NoWorker            no_worker
         ├── RoomChanging        room_changing
-        └── StateUnavailable    redis_unavailable
+        ├── StateUnavailable    redis_unavailable
+        └── StateMisconfigured  redis_misconfigured
 """
 
 
@@ -60,12 +63,20 @@ class InvalidRequest(RequestRefused):
     """The service does not accept a request like this."""
 
 
+class KeyRefused(RequestRefused):
+    """The service is not open to this key, or not to requests without one."""
+
+
 class SessionNotFound(RequestRefused):
     """There is no session with this id."""
 
 
 class IdempotencyKeyReused(RequestRefused):
     """The idempotency key belongs to a join for another room or user."""
+
+
+class ServiceBroken(RequestRefused):
+    """Something broke in the service; its log has the request id."""
 
 
 class AgentUnavailable(RequestRefused):
@@ -90,3 +101,7 @@ class RoomChanging(AgentUnavailable):
 
 class StateUnavailable(AgentUnavailable):
     """The service cannot reach its state."""
+
+
+class StateMisconfigured(AgentUnavailable):
+    """The service's Redis is not set up as the fleet needs it."""

@@ -1,5 +1,6 @@
 """A worker whose sessions have no audio: everything else of it is real."""
 
+import importlib
 import logging
 import os
 import threading
@@ -15,6 +16,7 @@ from worker.fleet.errors import MoveRefused, SessionNotFound, StateUnavailable
 from worker.fleet.redis_operations import connect, run
 from worker.fleet.session import Reason, Session, State
 from worker.fleet.settings import FleetSettings
+from worker.fleet.task_states import DRAINING, LIVE
 from worker.fleet.tasks import RunSession
 
 logger = logging.getLogger(__name__)
@@ -23,21 +25,26 @@ logger = logging.getLogger(__name__)
 TOLD_TO_DRAIN = "test:told_to_drain"
 LIVES = "test:lives"
 
+#: A reason to fail which a session of the tests can have.
+BROKEN = Reason.PROVIDER_FAILED
+
 
 class SilentSession(RunSession):
     """Claims, stamps, waits for the command to leave and records its end, as a call does.
 
-    The metadata's `fault` makes it "hang", "raise" or "panic" (die at once) when it is live.
+    The metadata's `fault` makes it "fail" (record `BROKEN`), "hang", "raise" or "panic" (die at once) when it is live.
     """
 
     def preload(self) -> None:
+        if imported := os.environ.get("TEST_PRELOAD_IMPORTS"):
+            importlib.import_module(imported)
         if os.environ.get("TEST_PRELOAD_STARTS_A_THREAD"):
             threading.Thread(target=threading.Event().wait, daemon=True).start()
 
     def render_ahead(self) -> None:
         """There is nothing to hear."""
 
-    def serve(self, session_id: str, epoch: int, *, child: Child, announce: Callable[[str], None]) -> None:
+    def serve(self, session_id: str, epoch: int, *, child: Child, announce: Callable[[str], None]) -> Reason | None:
         settings = FleetSettings.from_env()
         with connect(settings.redis_url) as client:
             child.slot.hold(session_id, epoch)
@@ -48,17 +55,21 @@ class SilentSession(RunSession):
                 )
             except (MoveRefused, SessionNotFound):
                 child.slot.clear()
-                return
+                return None
             hold = settings.session_hold
             assert run(client, admission.confirm(session.tenant, session.room, session_id, hold=hold))
             self._go_live(client, session, lifetime=hold)
-            announce("live")
-            self._misbehave(session)
-            with child.watch(on_drain=lambda: _tell(client, TOLD_TO_DRAIN, session_id)):
-                self._wait_for_leave(settings.redis_url, session, child)
-            run(client, records.end(session, Reason.LEFT))
+            announce(LIVE)
+            reason = Reason.LEFT
+            if session.metadata.get("fault") == "fail":
+                reason = BROKEN
+            else:
+                self._misbehave(session)
+                self._wait_for_leave(settings.redis_url, session, child, announce)
+            run(client, records.end(session, reason))
             run(client, admission.release(session.tenant, session.room, session_id))
             child.slot.clear()
+            return reason
 
     def _go_live(self, client: "redis.Redis", session: Session, *, lifetime: float) -> None:
         for state in (State.WAITING, State.LIVE):
@@ -84,15 +95,23 @@ class SilentSession(RunSession):
         if fault == "panic":
             os.abort()
 
-    def _wait_for_leave(self, redis_url: str, session: Session, child: Child) -> None:
-        while True:
-            child.slot.stamp()
-            try:
-                with connect(redis_url) as client:
-                    if client.xread({records.commands_key(session.session_id): "0"}, block=200):
-                        return
-            except redis.RedisError:
-                time.sleep(0.2)
+    def _wait_for_leave(self, redis_url: str, session: Session, child: Child, announce: Callable[[str], None]) -> None:
+        told = threading.Event()
+        with child.watch(on_drain=told.set):
+            while True:
+                child.slot.stamp()
+                try:
+                    with connect(redis_url) as client:
+                        if told.is_set():
+                            told.clear()
+                            announce(DRAINING)
+                            # As a call does that is heard for the first time on a draining worker.
+                            announce(LIVE)
+                            _tell(client, TOLD_TO_DRAIN, session.session_id)
+                        if client.xread({records.commands_key(session.session_id): "0"}, block=200):
+                            return
+                except (redis.RedisError, StateUnavailable):
+                    time.sleep(0.2)
 
 
 def _tell(client: "redis.Redis", key: str, session_id: str) -> None:

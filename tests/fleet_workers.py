@@ -133,7 +133,9 @@ class Fleet:
         return session
 
     def send(self, session: Session, *, queue: str) -> None:
-        self.producer.send_task(TASK_NAME, args=(session.session_id, session.epoch), queue=queue)
+        self.producer.send_task(
+            TASK_NAME, args=(session.session_id, session.epoch), task_id=session.task_id, queue=queue
+        )
 
     def get(self, session: Session) -> Session:
         found = run(self.client, records.read(session.session_id))
@@ -170,6 +172,17 @@ class Fleet:
     def close(self) -> None:
         self.producer.close()
         self.client.close()
+
+
+@contextmanager
+def empty_fleet(redis_database: str, *, number: int) -> Iterator[Fleet]:
+    """A database of its own, so that workers keep their leases while other tests flush."""
+    redis_url = f"{redis_database.rpartition('/')[0]}/{number}"
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushdb()
+    fleet = Fleet(redis_url)
+    yield fleet
+    fleet.close()
 
 
 def wait_until(holds: Callable[[], Any], *, within: float, what: Callable[[], object] = lambda: "") -> float:

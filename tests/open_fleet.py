@@ -7,6 +7,7 @@ import redis
 from flask import Flask
 
 from api.agent_service import create_app
+from api.settings import AccessSettings, WebhookSettings
 from worker.fleet import records, workers
 from worker.fleet.redis_operations import connect, run
 from worker.fleet.session import Session
@@ -49,4 +50,8 @@ def claim(redis_url: str, session_id: str) -> Session:
 
 def agent_service(redis_url: str, **environ: str) -> Flask:
     """A replica of the agent service with clients of its own."""
-    return create_app(settings=FleetSettings.from_env({"REDIS_URL": redis_url, **environ}))
+    return create_app(
+        settings=FleetSettings.from_env({"REDIS_URL": redis_url, **environ}),
+        access=AccessSettings.from_env(environ),
+        webhooks=WebhookSettings.from_env(environ),
+    )

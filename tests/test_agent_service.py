@@ -1,20 +1,31 @@
 """The agent service's routes on a real Redis."""
 
 import logging
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 
 from api.agent_service import create_app
+from api.errors import KeyNameInvalid
+from api.keys import NewKey, generate
+from api.settings import AccessSettings
 from tests.open_fleet import WORKER, agent_service, claim, client_of, lease_worker, open_joins
+from worker.call.transcript import Turn
 from worker.fleet import records
 from worker.fleet.control import SessionControl
+from worker.fleet.errors import SettingsInvalid
 from worker.fleet.publishing import SESSIONS_QUEUE
 from worker.fleet.redis_operations import run
 from worker.fleet.session import Reason, Session, State
 from worker.fleet.settings import FleetSettings
 
+TURNS = [
+    Turn(item_id="1", role="user", at=1.0, text="Hello"),
+    Turn(item_id="2", role="event", at=2.0, event={"kind": "transfer", "from": "front_desk", "to": "sales"}),
+    Turn(item_id="3", role="assistant", at=3.0, text="Yes.", specialist="sales", interrupted=True),
+]
 JOIN = {"room": "kitchen", "user_id": "ada", "metadata": {"name": "Ada", "age": 36, "vip": True, "note": None}}
 
 
@@ -171,20 +182,46 @@ def test_a_session_that_broke_stays_failed_when_somebody_leaves_it(service: Flas
 def test_turns_are_read_on_from_a_cursor(service: FlaskClient, redis_url: str) -> None:
     session_id = joined(service)
     empty = service.get(f"/sessions/{session_id}/turns").get_json()
-    owned = claim(redis_url, session_id)
-    said = [{"item_id": "1", "role": "user", "text": "Hello"}, {"item_id": "2", "role": "assistant"}]
-    with client_of(redis_url) as client:
-        cursors = [run(client, records.append_turn(owned, turn, lifetime=60)) for turn in said]
+    cursors = say(redis_url, session_id, [asdict(turn) for turn in TURNS])
 
     everything = service.get(f"/sessions/{session_id}/turns").get_json()
     rest = service.get(f"/sessions/{session_id}/turns?after={cursors[0]}").get_json()
-    nothing = service.get(f"/sessions/{session_id}/turns?after={cursors[1]}").get_json()
+    nothing = service.get(f"/sessions/{session_id}/turns?after={cursors[2]}").get_json()
 
     assert empty == {"turns": [], "cursor": "0-0"}
-    numbered = [{"cursor": cursor, **turn} for cursor, turn in zip(cursors, said, strict=True)]
-    assert everything == {"turns": numbered, "cursor": cursors[1]}
-    assert rest["turns"] == numbered[1:]
-    assert nothing == {"turns": [], "cursor": cursors[1]}
+    said, transferred, heard = everything["turns"]
+    assert said == {
+        "cursor": cursors[0], "item_id": "1", "at": 1.0, "role": "user", "text": "Hello", "specialist": None,
+    }  # fmt: skip
+    assert transferred == {
+        "cursor": cursors[1], "item_id": "2", "at": 2.0, "role": "event",
+        "event": {"kind": "transfer", "from": "front_desk", "to": "sales"},
+    }  # fmt: skip
+    assert heard == {
+        "cursor": cursors[2], "item_id": "3", "at": 3.0, "role": "assistant", "text": "Yes.", "specialist": "sales",
+        "interrupted": True, "timings": None, "citations": [],
+    }  # fmt: skip
+    assert rest["turns"] == [transferred, heard]
+    assert nothing == {"turns": [], "cursor": cursors[2]}
+
+
+def test_what_a_newer_worker_notes_does_not_hide_the_turns_around_it(service: FlaskClient, redis_url: str) -> None:
+    session_id = joined(service)
+    said = asdict(TURNS[0])
+    newer = {**asdict(TURNS[1]), "event": {"kind": "hand-over"}}
+
+    cursors = say(redis_url, session_id, [said, newer, {**said, "item_id": "3", "mood": "curious"}])
+    answer = service.get(f"/sessions/{session_id}/turns").get_json()
+
+    assert [turn["item_id"] for turn in answer["turns"]] == ["1", "3"]
+    assert answer["cursor"] == cursors[2]
+
+
+def say(redis_url: str, session_id: str, turns: list[dict[str, Any]]) -> list[str]:
+    """Commit the turns as the session's owner; answers their cursors."""
+    owned = claim(redis_url, session_id)
+    with client_of(redis_url) as client:
+        return [run(client, records.append_turn(owned, turn, lifetime=60)) for turn in turns]
 
 
 def test_without_a_worker_a_join_is_refused(redis_url: str) -> None:
@@ -266,7 +303,7 @@ def test_a_join_that_is_not_as_agreed_is_refused_by_name(service: FlaskClient, b
         ("GET", "/sessions/unknown", {}, 404, "session_not_found"),
         ("GET", "/sessions/unknown/turns", {}, 404, "session_not_found"),
         ("GET", "/sessions/unknown/turns?after=yesterday", {}, 422, "invalid_request"),
-        ("GET", f"/sessions/unknown/turns?after={2**64}-0", {}, 422, "invalid_request"),
+        ("GET", f"/sessions/unknown/turns?after={10**19}-0", {}, 422, "invalid_request"),
         ("GET", "/sessions?state=happy", {}, 422, "invalid_request"),
         ("GET", "/sessions?page=2", {}, 422, "invalid_request"),
         ("GET", "/nowhere", {}, 404, "not_found"),
@@ -305,7 +342,7 @@ def test_an_unexpected_error_is_logged_with_its_traceback_and_answered_without(
     settings = FleetSettings.from_env({"REDIS_URL": redis_url})
     with client_of(redis_url) as client, caplog.at_level(logging.ERROR):
         control = SessionControl(settings=settings, client=client, publish=publish)
-        answer = create_app(control=control).test_client().post("/join", json=JOIN)
+        answer = create_app(settings=settings, control=control).test_client().post("/join", json=JOIN)
 
     assert (answer.status_code, answer.get_json()["code"]) == (500, "internal_error")
     assert "defect" not in answer.text
@@ -313,6 +350,104 @@ def test_an_unexpected_error_is_logged_with_its_traceback_and_answered_without(
     assert record.exc_info is not None
     assert record.exc_info[0] is ZeroDivisionError
     assert record.__dict__["request_id"] == answer.get_json()["request_id"]
+
+
+def test_one_damaged_record_is_told_by_its_code_and_does_not_spoil_the_list(
+    service: FlaskClient, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged, whole = joined(service, room="attic"), joined(service, room="cellar")
+    with client_of(redis_url) as client:
+        client.hset(records.record_key(damaged), "epoch", "many")
+
+    answers = [
+        service.get(f"/sessions/{damaged}"),
+        service.get(f"/sessions/{damaged}/turns"),
+        service.post("/leave", json={"session_id": damaged}),
+        service.post("/join", json={**JOIN, "room": "attic"}),
+    ]
+    listed = service.get("/sessions").get_json()["sessions"]
+
+    assert {(answer.status_code, answer.get_json()["code"]) for answer in answers} == {(500, "record_unreadable")}
+    assert [session["session_id"] for session in listed] == [whole]
+    told = {record.__dict__.get("request_id") for record in caplog.records}
+    assert {answer.get_json()["request_id"] for answer in answers} <= told
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+KEYS = [generate("ada"), generate("grace")]
+
+
+def test_each_key_opens_the_service_and_a_removed_one_does_not(redis_url: str) -> None:
+    def answers_to(*known: NewKey) -> list[int]:
+        service = agent_service(redis_url, MUSTER_API_KEYS=",".join(key.entry for key in known)).test_client()
+        shown = [{"Authorization": f"Bearer {key.key}"} for key in KEYS]
+        return [service.get("/sessions", headers=headers).status_code for headers in shown]
+
+    assert answers_to(*KEYS) == [200, 200]
+    assert answers_to(KEYS[1]) == [401, 200]
+
+
+@pytest.mark.parametrize("path", ["/health", "/openapi.json"])
+def test_what_everybody_may_ask_needs_no_key(redis_url: str, path: str) -> None:
+    service = agent_service(redis_url, MUSTER_API_KEYS=KEYS[0].entry).test_client()
+
+    assert service.get(path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("address", "status"),
+    [("127.0.0.1", 200), ("127.8.9.1", 200), ("::1", 200), ("10.0.0.7", 403), ("::ffff:10.0.0.7", 403), ("x", 403)],
+)
+def test_without_keys_only_this_machine_is_served(service: FlaskClient, address: str, status: int) -> None:
+    answer = service.get("/sessions", environ_base={"REMOTE_ADDR": address})
+
+    assert answer.status_code == status
+    assert answer.get_json().get("code") == (None if status == 200 else "keys_required")
+    assert service.get("/health", environ_base={"REMOTE_ADDR": address}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("entries", "named"),
+    [
+        (KEYS[0].key, "entry 1"),
+        (f"{KEYS[0].entry},{KEYS[1].key}:ada", "entry 2"),
+        (f"{KEYS[0].entry},", "entry 2"),
+        (f"ada:{KEYS[0].key}", "entry 1"),
+        (" ", "entry 1"),
+    ],
+    ids=["a key", "a key before a name", "a comma too many", "a key in place of its hash", "a space"],
+)
+def test_a_wrong_entry_is_named_by_its_position_and_never_shown(entries: str, named: str) -> None:
+    with pytest.raises(SettingsInvalid) as refused:
+        AccessSettings.from_env({"MUSTER_API_KEYS": entries})
+
+    assert "MUSTER_API_KEYS" in str(refused.value) and named in str(refused.value)
+    assert [key for key in KEYS if key.key in str(refused.value)] == []
+
+
+def test_a_fresh_key_is_long_and_shows_only_its_name() -> None:
+    key = generate("front-desk")
+
+    assert key.key.startswith("muster_") and len(key.key) > 40
+    assert key.entry.startswith("front-desk:") and key.key not in key.entry + repr(key)
+    with pytest.raises(KeyNameInvalid):
+        generate("front desk")
+
+
+def test_neither_a_key_nor_what_is_known_of_a_caller_gets_into_a_log(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_joins(redis_url)
+    service = agent_service(redis_url, MUSTER_API_KEYS=KEYS[0].entry).test_client()
+
+    with caplog.at_level(logging.DEBUG):
+        for key in KEYS:
+            headers = {"Authorization": f"Bearer {key.key}", "Idempotency-Key": "order-7"}
+            service.post("/join", json=JOIN, headers=headers)
+            service.post("/join", json={**JOIN, "Ada": 36}, headers=headers)
+
+    logged = "".join(str(vars(record)) for record in caplog.records)
+    assert [said for said in (KEYS[0].key, KEYS[1].key, KEYS[0].entry, "Ada") if said in logged] == []
 
 
 def test_health_asks_nobody() -> None:

@@ -27,7 +27,7 @@ MAY_IMPORT = {
 
 TOP_LEVEL = {
     ".ci", ".dockerignore", ".github", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile",
-    "README.md", "SECURITY.md", "api", "bench", "celeryconfig.py", "deploy", "docker-compose.yml", "docs",
+    "Dockerfile", "README.md", "SECURITY.md", "api", "bench", "celeryconfig.py", "deploy", "docker-compose.yml", "docs",
     "examples", "graphs", "local", "muster", "pyproject.toml", "requirements.lock", "tests", "worker",
 }  # fmt: skip
 

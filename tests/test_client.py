@@ -7,17 +7,21 @@ import httpx
 import pytest
 
 from api import control_plane
+from api.errors import STATUSES_BY_CODE
+from api.keys import generate
 from api.settings import ControlPlaneSettings
-from muster.client import MusterClient, TurnEvent
+from muster.client import REFUSALS, MusterClient, TurnEvent
 from muster.errors import (
     AgentUnavailable,
     FleetFull,
     FleetNotReady,
     IdempotencyKeyReused,
     InvalidRequest,
+    KeyRefused,
     NoWorker,
     RequestRefused,
     RoomChanging,
+    ServiceBroken,
     ServiceUnreachable,
     SessionNotFound,
     StateUnavailable,
@@ -172,6 +176,31 @@ def test_an_unknown_session_and_an_absent_redis_are_told_apart(client: MusterCli
     assert type(refusal(lambda: client.leave("unknown"))) is SessionNotFound
     absent = connect("redis://127.0.0.1:1/0")
     assert type(refusal(absent.sessions)) is StateUnavailable
+
+
+def test_a_record_that_cannot_be_read_is_the_services_trouble(client: MusterClient, redis_url: str) -> None:
+    session_id = client.join(room="kitchen", user_id="ada").session_id
+    with client_of(redis_url) as state:
+        state.hset(records.record_key(session_id), "epoch", "many")
+
+    assert type(refusal(lambda: client.session(session_id))) is ServiceBroken
+
+
+def test_a_key_opens_the_service_and_without_it_the_client_says_so(redis_url: str) -> None:
+    key = generate("ada")
+    transport = httpx.WSGITransport(app=agent_service(redis_url, MUSTER_API_KEYS=key.entry))
+
+    with MusterClient("http://agent.test", api_key=key.key, transport=transport) as client:
+        assert client.sessions() == ()
+    for shown in (None, "muster_another", "not a key"):
+        with MusterClient("http://agent.test", api_key=shown, transport=transport) as client:
+            assert type(refusal(client.sessions)) is KeyRefused
+
+
+def test_every_code_of_the_services_is_known_to_the_client() -> None:
+    webhooks = {code for code in STATUSES_BY_CODE if code.startswith("webhook")}
+
+    assert set(REFUSALS) == set(STATUSES_BY_CODE) - webhooks
 
 
 @pytest.mark.parametrize("answer", [httpx.Response(502, text="<html>"), httpx.Response(200, json={"ok": True})])

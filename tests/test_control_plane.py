@@ -10,6 +10,8 @@ from flask.testing import FlaskClient
 from livekit.api import TokenVerifier
 
 from api.control_plane import create_app
+from api.keys import generate
+from api.models import Problem
 from api.settings import ControlPlaneSettings
 from tests.open_fleet import agent_service, client_of, open_joins
 from worker.fleet import records
@@ -42,9 +44,9 @@ def serve() -> Iterator[Serve]:
         client.close()
 
 
-def in_process(redis_url: str, **options: Any) -> httpx.Client:
+def in_process(redis_url: str, *, keys: str = "", **options: Any) -> httpx.Client:
     """A client of a real agent service."""
-    transport = httpx.WSGITransport(app=agent_service(redis_url))
+    transport = httpx.WSGITransport(app=agent_service(redis_url, MUSTER_API_KEYS=keys))
     return httpx.Client(transport=transport, base_url="http://agent-service", **options)
 
 
@@ -175,6 +177,41 @@ def test_an_agent_service_that_does_not_answer_withholds_the_token(serve: Serve)
 )
 def test_an_answer_that_is_not_as_agreed_withholds_the_token(serve: Serve, answer: httpx.Response) -> None:
     transport = httpx.MockTransport(lambda request: answer)
+
+    control_plane = serve(httpx.Client(transport=transport, base_url="http://agent-service"))
+
+    assert_no_token(ask(control_plane), "agent_service_unavailable")
+
+
+def test_the_agent_service_is_opened_by_the_control_planes_own_key(redis_url: str, serve: Serve) -> None:
+    open_joins(redis_url)
+    own, callers = generate("control-plane"), generate("app")
+    environ = {"MUSTER_API_KEYS": callers.entry, "AGENT_SERVICE_API_KEY": own.key}
+    control_plane = serve(in_process(redis_url, keys=own.entry), **environ)
+
+    refused = ask(control_plane)
+    given = control_plane.post("/api/v1/livekit/token", json=ASKED, headers={"Authorization": f"Bearer {callers.key}"})
+
+    assert (refused.status_code, refused.get_json()["code"]) == (401, "key_missing")
+    assert (given.status_code, given.get_json()["session"]["created"]) == (200, True)
+
+
+@pytest.mark.parametrize("key", ["", "muster_of-yesterday"])
+def test_a_refused_control_plane_is_not_the_callers_fault(
+    redis_url: str, serve: Serve, caplog: pytest.LogCaptureFixture, key: str
+) -> None:
+    control_plane = serve(in_process(redis_url, keys=generate("control-plane").entry), AGENT_SERVICE_API_KEY=key)
+
+    assert_no_token(ask(control_plane), "agent_service_key_refused")
+    assert ask(control_plane, agent="optional").get_json()["agent_error"]["code"] == "agent_service_key_refused"
+    assert "AGENT_SERVICE_API_KEY" in caplog.text
+    assert not key or key not in caplog.text
+
+
+@pytest.mark.parametrize(("status", "code"), [(500, "internal_error"), (422, "invalid_request"), (503, "of tomorrow")])
+def test_only_reasons_that_pass_are_told_in_the_agent_services_words(serve: Serve, status: int, code: str) -> None:
+    problem = Problem(type="urn:x", title="", status=status, detail="", code=code, request_id="1")
+    transport = httpx.MockTransport(lambda request: httpx.Response(status, json=problem.model_dump()))
 
     control_plane = serve(httpx.Client(transport=transport, base_url="http://agent-service"))
 

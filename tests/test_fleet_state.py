@@ -12,16 +12,19 @@ import redis
 from tests.fleet_sessions import new_session
 from tests.fleet_workers import keys_without_expiry
 from worker.fleet import admission, records, workers
-from worker.fleet.control import Joined, SessionControl
+from worker.fleet.control import SessionControl
 from worker.fleet.errors import (
     FleetFull,
     FleetNotReady,
     IllegalMove,
     NoWorker,
+    RecordUnreadable,
     RoomChanging,
     SessionNotFound,
     StaleEpoch,
+    StateUnavailable,
 )
+from worker.fleet.joining import Joined
 from worker.fleet.redis_operations import connect, run
 from worker.fleet.session import Reason, Session, State
 from worker.fleet.settings import FleetSettings
@@ -49,9 +52,9 @@ def control(redis_url: str, client: "redis.Redis") -> SessionControl:
     return control_of(redis_url, client)
 
 
-def lease(client: "redis.Redis", *, slots: int, draining: bool = False) -> None:
+def lease(client: "redis.Redis", *, slots: int, draining: bool = False, worker_id: str = WORKER) -> None:
     status = workers.WorkerStatus(
-        worker_id=WORKER, name="worker", slots=slots, busy=0, draining=draining, started_at=0.0
+        worker_id=worker_id, name="worker", slots=slots, busy=0, draining=draining, started_at=0.0
     )
     run(client, workers.renew(status))
 
@@ -98,10 +101,20 @@ def test_without_a_lease_no_worker_counts(redis_url: str, client: "redis.Redis")
         join(control_of(redis_url, client), "room")
 
 
+def test_when_every_worker_is_draining_there_is_no_worker(control: SessionControl, client: "redis.Redis") -> None:
+    lease(client, slots=2, draining=True)
+    with pytest.raises(NoWorker, match="draining"):
+        join(control, "room")
+
+
 def test_a_draining_worker_offers_no_slots(control: SessionControl, client: "redis.Redis") -> None:
     lease(client, slots=2, draining=True)
+    lease(client, slots=1, worker_id="another@test#00000001")
+    assert (control.fleet().slots, control.fleet().free) == (1, 1)
+    for number in range(2):
+        join(control, f"room {number}")
     with pytest.raises(FleetFull):
-        join(control, "room")
+        join(control, "one too many")
 
 
 def test_a_redis_that_lost_its_data_admits_nobody_until_a_leader_opens_joins(
@@ -210,6 +223,46 @@ def test_a_room_is_free_again_only_after_its_release(control: SessionControl, cl
     # A late second release by the old session does not take the room from the new one.
     run(client, admission.release(session.tenant, session.room, session.session_id))
     assert not join(control, "room").created
+
+
+@pytest.mark.parametrize("damage", ["no hash at all", "no state"])
+def test_a_damaged_record_spoils_no_listing(control: SessionControl, client: "redis.Redis", damage: str) -> None:
+    damaged, sound = join(control, "damaged").session, join(control, "sound").session
+    key = records.record_key(damaged.session_id)
+    if damage == "no state":
+        client.hdel(key, "state")
+    else:
+        client.set(key, "damage")
+
+    assert control.list() == [control.get(sound.session_id)]
+    with pytest.raises(RecordUnreadable):
+        control.get(damaged.session_id)
+
+
+def test_what_redis_gets_to_too_late_is_not_done(client: "redis.Redis") -> None:
+    session = new_session()
+    just_now = run(client, workers.fleet()).at - 0.001
+    admit = admission.admit(
+        "default", session.room, session.session_id, join_ttl=30, limit=1, idempotency_key="key", not_after=just_now
+    )
+    with pytest.raises(StateUnavailable):
+        run(client, admit)
+    with pytest.raises(StateUnavailable):
+        run(client, records.create(session, lifetime=60, not_after=just_now))
+    assert client.keys("*") == []
+
+
+def test_a_key_whose_join_was_given_up_is_no_longer_tied_to_that_room(
+    control: SessionControl, client: "redis.Redis"
+) -> None:
+    given_up = new_session(room="first")
+    admit = admission.admit(
+        "default", given_up.room, given_up.session_id, join_ttl=0.2, limit=1, idempotency_key="once"
+    )
+    run(client, admit)
+    joined = join(control, "second", idempotency_key="once")
+    assert (joined.created, joined.session.room) == (True, "second")
+    assert join(control, "first").created
 
 
 def test_a_reservation_that_expired_cannot_be_confirmed(client: "redis.Redis") -> None:

@@ -2,17 +2,15 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
-import redis
 
 from local.ports import PortPicker
 from tests.fleet_app import LIVES, TOLD_TO_DRAIN
 from tests.fleet_sessions import new_session
-from tests.fleet_workers import Fleet, Worker, keys_without_expiry, wait_until
+from tests.fleet_workers import Fleet, Worker, empty_fleet, keys_without_expiry, wait_until
 from tests.redis_server import RedisServer
 from worker.fleet import admission, records, workers
 from worker.fleet.keeper import HUNG
@@ -22,17 +20,6 @@ from worker.fleet.workers import LEADER_LOCK, LEASE
 
 #: Issue 3's bound for a lost worker.
 LOST = LEASE + LEADER_LOCK + 2
-
-
-@contextmanager
-def empty_fleet(redis_database: str, *, number: int) -> Iterator[Fleet]:
-    """A database of its own, so that workers keep their leases while other tests flush."""
-    redis_url = f"{redis_database.rpartition('/')[0]}/{number}"
-    with redis.Redis.from_url(redis_url) as client:
-        client.flushdb()
-    fleet = Fleet(redis_url)
-    yield fleet
-    fleet.close()
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +239,11 @@ def test_a_parent_with_a_second_thread_does_not_fork(fleet: Fleet) -> None:
         assert "has 2 threads" in "".join(worker.lines)
     finally:
         worker.close()
+
+
+def test_a_worker_calculates_in_one_thread_whatever_the_environment_says(fleet: Fleet, stays: Worker) -> None:
+    with fleet.worker("calculates", slots=1, TEST_PRELOAD_IMPORTS="numpy", OPENBLAS_NUM_THREADS="4") as worker:
+        fleet.leave(fleet.live_on(worker, "calculates"))
 
 
 def test_nothing_of_a_worker_survives_its_parent(fleet: Fleet) -> None:

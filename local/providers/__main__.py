@@ -39,11 +39,14 @@ def load_app(arguments: argparse.Namespace) -> web.Application:
     from local.providers.responder import Responder
     from local.providers.server import create_app
     from local.providers.voice import Voice
+    from local.stand_ins import RECOGNITION, VOICE
 
-    def load_speech() -> tuple[Recogniser, Voice]:
-        recogniser, voice = Recogniser(), Voice()
-        for piece in voice.synthesize("Ready.", rate=16_000):
-            recogniser.transcribe(read_pcm(piece.pcm, rate=piece.rate))
+    def load_speech() -> tuple[Recogniser | None, Voice | None]:
+        recogniser = Recogniser() if RECOGNITION.is_installed() else None
+        voice = Voice() if VOICE.is_installed() else None
+        for piece in voice.synthesize("Ready.", rate=16_000) if voice else ():
+            if recogniser:
+                recogniser.transcribe(read_pcm(piece.pcm, rate=piece.rate))
         return recogniser, voice
 
     with ThreadPoolExecutor(max_workers=1) as pool:

@@ -40,6 +40,13 @@ class MethodNotAllowed(ProviderError):
     code = "method_not_supported"
 
 
+class NotOnThisMachine(ProviderError):
+    """The model for this has no wheel for this machine."""
+
+    status = 501
+    code = "not_on_this_machine"
+
+
 class SwitchedOff(ProviderError):
     """This kind of request was switched off by POST /faults."""
 

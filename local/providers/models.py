@@ -1,7 +1,7 @@
 """The models behind the providers, each on a thread of its own so that the event loop never waits for one."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from local.providers.audio import Recording
 from local.providers.embeddings import SentenceEmbedder
+from local.providers.errors import NotOnThisMachine
 from local.providers.recognition import Recogniser, Transcript
 from local.providers.responder import Answer
 from local.providers.voice import Piece, Voice
+from local.stand_ins import RECOGNITION, VOICE
 
 Result = TypeVar("Result")
 
@@ -22,10 +24,13 @@ class Responds(Protocol):
 
 
 class Models:
-    """Asynchronous access to the recogniser, the voice, the embedder and the responder."""
+    """Asynchronous access to the recogniser, the voice, the embedder and the responder.
+
+    A recogniser or a voice that this machine cannot have is None; asking for it raises `NotOnThisMachine`.
+    """
 
     def __init__(
-        self, *, recogniser: Recogniser, voice: Voice, embedder: SentenceEmbedder, responder: Responds
+        self, *, recogniser: Recogniser | None, voice: Voice | None, embedder: SentenceEmbedder, responder: Responds
     ) -> None:
         self._recogniser = recogniser
         self._voice = voice
@@ -36,13 +41,20 @@ class Models:
         self._thinking = ThreadPoolExecutor(1, "thinking")
 
     async def transcribe(self, recording: Recording) -> Transcript:
+        if self._recogniser is None:
+            raise NotOnThisMachine(RECOGNITION.absence)
         return await run_on(self._hearing, self._recogniser.transcribe, recording)
 
-    async def speak(
+    def speak(
         self, text: str, *, rate: int, speaker: str, speed: float = 1.0, eager: bool = True
     ) -> AsyncIterator[Piece]:
         """Pieces as they are ready. Texts spoken at once take turns; leaving the loop stops this one."""
-        pieces = self._voice.synthesize(text, rate=rate, speaker=speaker, speed=speed, eager=eager)
+        # Said before an answer has begun: one that streams cannot take its status back.
+        if self._voice is None:
+            raise NotOnThisMachine(VOICE.absence)
+        return self._taking_turns(self._voice.synthesize(text, rate=rate, speaker=speaker, speed=speed, eager=eager))
+
+    async def _taking_turns(self, pieces: Iterator[Piece]) -> AsyncIterator[Piece]:
         while (piece := await run_on(self._speaking, next, pieces, None)) is not None:
             yield piece
 

@@ -3,10 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import moonshine_voice
 import numpy as np
-from moonshine_voice.moonshine_api import ModelArch
-from moonshine_voice.transcriber import Transcriber
 from numpy.typing import NDArray
 
 from local.providers.audio import Recording, resample
@@ -35,6 +32,11 @@ class Recogniser:
     """Transcribes one recording at a time; calls must come from one thread."""
 
     def __init__(self) -> None:
+        # Not every machine has it, and those serve the rest without it.
+        import moonshine_voice
+        from moonshine_voice.moonshine_api import ModelArch
+        from moonshine_voice.transcriber import Transcriber
+
         folder = Path(moonshine_voice.__file__).parent / "assets" / "tiny-en"
         # The callers' audio is already cut into utterances: cutting it again costs time and, on the
         # noise around an utterance, makes up words.

@@ -30,8 +30,8 @@ ELEVENLABS_PATHS = ("/v1/text-to-speech", "/v1/speech-to-text", "/v1/voices")
 
 def create_app(
     *,
-    recogniser: Recogniser,
-    voice: Voice,
+    recogniser: Recogniser | None,
+    voice: Voice | None,
     embedder: SentenceEmbedder,
     responder: Responds,
     journal: Journal | None = None,

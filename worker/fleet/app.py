@@ -5,10 +5,13 @@ from celery import Celery
 from worker.fleet.drain import Drain
 from worker.fleet.processes import Processes
 from worker.fleet.publishing import TASK_NAME
+from worker.fleet.redis_operations import AT_A_TIME
 from worker.fleet.tasks import RunSession
 
 #: Seconds a publisher waits for the broker to accept a connection or to answer.
 _PUBLISH_TIMEOUT = 1.0
+#: Seconds it waits for one of the process's `AT_A_TIME` connections, when all are in use.
+_CONNECTION_WAIT = 0.5
 
 
 def create_worker(task: type[RunSession]) -> Celery:
@@ -33,6 +36,8 @@ def create_producer(broker_url: str) -> Celery:
     application.conf.update(
         task_ignore_result=True,
         broker_connection_timeout=_PUBLISH_TIMEOUT,
+        broker_pool_limit=AT_A_TIME,
+        broker_pool_acquire_timeout=_CONNECTION_WAIT,
         broker_transport_options={
             "socket_timeout": _PUBLISH_TIMEOUT,
             "socket_connect_timeout": _PUBLISH_TIMEOUT,
@@ -42,6 +47,8 @@ def create_producer(broker_url: str) -> Celery:
         # A frozen broker costs one timeout per attempt, and the leading keeper publishes what was not.
         task_publish_retry_policy={"max_retries": 0},
     )
+    # Its modules; the first join would wait for them, and all other requests with it.
+    application.connection_for_write().get_transport_cls()
     return application
 
 

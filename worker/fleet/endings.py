@@ -15,20 +15,28 @@ from worker.fleet.session import Reason, Session
 
 logger = logging.getLogger(__name__)
 
+#: Seconds until an end is shown: the pool tells of a dead process's task first, and with a name that says nothing.
+_SHOWN_AFTER = 1.0
+
 
 class Endings:
-    """Ends sessions in their owner's place; `counts` tells how many, by reason."""
+    """Ends sessions in their owner's place; `counts` tells how many, by reason.
+
+    `show` tells operators about an end; it may block for as long as the broker does.
+    """
 
     def __init__(
         self,
         *,
         client: "redis.asyncio.Redis",
         remove_ghost: Callable[[Session], Awaitable[None]],
+        show: Callable[[Session, Reason], None] | None = None,
     ) -> None:
         self.counts: Counter[Reason] = Counter()
         self._client = client
         self._remove_ghost = remove_ghost
-        self._removals: set[asyncio.Task[Any]] = set()
+        self._show = show
+        self._later: set[asyncio.Future[Any]] = set()
 
     async def end(self, session: Session, reason: Reason) -> None:
         """End the session unless its owner, epoch or state has changed since it was read.
@@ -48,14 +56,24 @@ class Endings:
         await self.release(session)
         if session.owner:
             # The room is free without it: the next agent has another identity.
-            removal = asyncio.ensure_future(self._remove_ghost(session))
-            self._removals.add(removal)
-            removal.add_done_callback(self._removals.discard)
+            self._do_later(self._remove_ghost(session))
+        if self._show is not None:
+            self._do_later(_show_later(self._show, session, reason))
 
     async def release(self, session: Session) -> None:
         """Give the session's room back."""
         await run_async(self._client, admission.release(session.tenant, session.room, session.session_id))
 
     async def close(self) -> None:
-        """Wait for the ghosts that are being removed."""
-        await asyncio.gather(*self._removals)
+        """Wait for the ghosts that are being removed and the ends that are being shown."""
+        await asyncio.gather(*self._later)
+
+    def _do_later(self, work: Awaitable[None]) -> None:
+        doing = asyncio.ensure_future(work)
+        self._later.add(doing)
+        doing.add_done_callback(self._later.discard)
+
+
+async def _show_later(show: Callable[[Session, Reason], None], session: Session, reason: Reason) -> None:
+    await asyncio.sleep(_SHOWN_AFTER)
+    await asyncio.to_thread(show, session, reason)

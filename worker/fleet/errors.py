@@ -3,7 +3,9 @@
 FleetError
 ├── SettingsInvalid
 ├── StateUnavailable
+├── StateMisconfigured
 ├── SessionNotFound
+├── SessionFailed
 ├── RecordUnreadable
 ├── RoomChanging
 ├── IdempotencyKeyReused
@@ -34,8 +36,23 @@ class StateUnavailable(FleetError):
     """Redis could not be reached or did not answer in time."""
 
 
+class StateMisconfigured(FleetError):
+    """Redis is not set up as the fleet needs it."""
+
+    #: Seconds after which Redis is asked again.
+    retry_after: ClassVar[int] = 5
+
+
 class SessionNotFound(FleetError):
     """There is no session with this id, or it ended long ago."""
+
+
+class SessionFailed(FleetError):
+    """The session ended `failed`; its message is the reason. It ends the session's task, so that Flower shows both."""
+
+    def __init__(self, reason: str) -> None:
+        # A plain string: Flower shows the exception's `repr`, and another process loads it.
+        super().__init__(str(reason))
 
 
 class RecordUnreadable(FleetError):

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import NoReturn
+from functools import partial
 
 import psutil
 import redis.asyncio
@@ -24,12 +24,14 @@ from worker.fleet.app import create_producer
 from worker.fleet.endings import Endings
 from worker.fleet.errors import RecordUnreadable, StateUnavailable
 from worker.fleet.ghosts import Ghosts, RoomServerSettings
+from worker.fleet.health import HealthFile
 from worker.fleet.publishing import publisher
 from worker.fleet.reaper import Observation, Reaper
 from worker.fleet.redis_operations import connect_async, run_async
 from worker.fleet.session import Reason
 from worker.fleet.settings import FleetSettings
 from worker.fleet.table import ABANDONED, Holding, Table
+from worker.fleet.task_states import show_end
 from worker.fleet.workers import BEAT, WorkerStatus
 
 logger = logging.getLogger(__name__)
@@ -106,6 +108,7 @@ class Keeper:
         client: "redis.asyncio.Redis",
         endings: Endings,
         reaper: Reaper,
+        health: HealthFile,
         on_first_lease: Callable[[], None],
     ) -> None:
         self._table = table
@@ -113,6 +116,7 @@ class Keeper:
         self._client = client
         self._endings = endings
         self._reaper = reaper
+        self._health = health
         self._on_first_lease = on_first_lease
         self._children = Children(table)
         self._observation = Observation()
@@ -182,6 +186,7 @@ class Keeper:
             self._table.emptied += 1
         self._table.renewed_at = sent_at
         self._observation.saw()
+        self._health.touch()
         self._on_first_lease()
         self._on_first_lease = _nothing
 
@@ -207,14 +212,17 @@ class Keeper:
         return replace(self._status, busy=busy, draining=self._table.draining)
 
     async def _resign(self) -> None:
+        self._health.remove()
         try:
             await run_async(self._client, workers.resign(self._status.worker_id))
         except StateUnavailable:
             logger.warning("lease not given back, it ends by itself")
 
 
-async def _every(seconds: float, duty: Callable[[], Awaitable[None]]) -> NoReturn:
-    while True:
+async def _every(seconds: float, duty: Callable[[], Awaitable[None]]) -> None:
+    this = asyncio.current_task()
+    # Up to Python 3.11 `asyncio.wait_for`, with which the Redis client sends, may swallow a cancellation.
+    while this is not None and not this.cancelling():
         started = time.monotonic()
         await duty()
         await asyncio.sleep(max(0.0, seconds - (time.monotonic() - started)))
@@ -256,7 +264,12 @@ async def keep(table: Table, status: WorkerStatus) -> None:
     settings = FleetSettings.from_env()
     client = connect_async(settings.redis_url)
     ghosts = Ghosts(RoomServerSettings.from_env())
-    endings = Endings(client=client, remove_ghost=ghosts.remove)
+    producer = create_producer(settings.broker_url)
+    endings = Endings(
+        client=client,
+        remove_ghost=ghosts.remove,
+        show=partial(show_end, producer, hostname=status.worker_id.rpartition("#")[0]),
+    )
     keeper = Keeper(
         table=table,
         status=status,
@@ -267,8 +280,9 @@ async def keep(table: Table, status: WorkerStatus) -> None:
             tenant=settings.tenant,
             worker_id=status.worker_id,
             endings=endings,
-            publish=publisher(create_producer(settings.broker_url), join_ttl=settings.join_ttl),
+            publish=publisher(producer, join_ttl=settings.join_ttl),
         ),
+        health=HealthFile(settings.health_file),
         on_first_lease=_say_leased,
     )
     loop = asyncio.get_running_loop()

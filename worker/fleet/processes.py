@@ -26,8 +26,9 @@ from worker.fleet.workers import WorkerStatus
 
 logger = logging.getLogger(__name__)
 
-#: Set before anything heavy is imported: numpy and onnxruntime start a thread at import otherwise, and a process with
-#: a thread must not fork; tracing would start one with the first model call and send what was said to a third party.
+#: Set before anything heavy is imported, whatever the environment says: numpy and onnxruntime start a thread at import
+#: otherwise, and a process with a thread must not fork; tracing would send what was said to a third party. A shell that
+#: sets such a variable for other programs would stop the worker or, worse, listen in.
 QUIET_LIBRARIES = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -125,8 +126,7 @@ class Processes(bootsteps.StartStopStep):
 
         The keeper comes first: while the parent preloads, it already gets the lease and watches Redis.
         """
-        for name, value in QUIET_LIBRARIES.items():
-            os.environ.setdefault(name, value)
+        os.environ.update(QUIET_LIBRARIES)
         self._table = worker.liveness = Table.create(slots=worker.concurrency)
         self._keeper = Keeper(table=self._table, status=self._status(worker))
         self._renderer = self._task.render_ahead()

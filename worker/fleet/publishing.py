@@ -17,9 +17,17 @@ def publisher(app: Celery, *, join_ttl: float) -> Callable[[Session], None]:
         app.send_task(
             TASK_NAME,
             args=(session.session_id, session.epoch),
-            task_id=session.task_id,
+            task_id=_task_id(session),
             queue=SESSIONS_QUEUE,
             expires=join_ttl,
         )
 
     return publish
+
+
+def _task_id(session: Session) -> str:
+    """The session's own for its first message; repeated ones share another, as they usually find nothing to run.
+
+    Under the same id their end would be shown as the end of the call that the first message started.
+    """
+    return session.task_id if session.published_at is None else f"{session.task_id}~repeated"

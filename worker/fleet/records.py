@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from worker.fleet.errors import IllegalMove, RecordUnreadable, SessionNotFound, StaleEpoch
-from worker.fleet.redis_operations import NOW, Operation, pairs
+from worker.fleet.redis_operations import NEVER, NOW, Operation, pairs, too_late
 from worker.fleet.session import Reason, Session, State, states_before
 
 logger = logging.getLogger(__name__)
@@ -23,18 +23,25 @@ logger = logging.getLogger(__name__)
 #: Seconds an ended session can still be looked up.
 KEPT_AFTER_END = 24 * 3600.0
 
-_CREATE = """#!lua
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+# ARGV: lifetime in ms, last moment in ms, then fields and values.
+_CREATE = f"""#!lua
+{NOW}
+if now > tonumber(ARGV[2]) then return 'late' end
+if redis.call('EXISTS', KEYS[1]) == 1 then return 'exists' end
+redis.call('HSET', KEYS[1], unpack(ARGV, 3))
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
-return 1"""
+return 'created'"""
 
+# A key that is no hash is a damaged record, not a server that fails.
 _READ = """#!lua flags=no-writes
-return redis.call('HGETALL', KEYS[1])"""
+local record = redis.pcall('HGETALL', KEYS[1])
+if record.err then return {'error', record.err} end
+return record"""
 
 # ARGV: target state, states it may come from, epoch, owner ('*' = any), lifetime in ms, time stamp's field,
 # then fields and values to set.
-_MOVE = f"""#!lua
+# In a full server sessions still go on to their end, and only their end makes room there.
+_MOVE = f"""#!lua flags=allow-oom
 {NOW}
 local record = redis.call('HMGET', KEYS[1], 'state', 'epoch', 'owner')
 if not record[1] then return {{'missing'}} end
@@ -55,7 +62,7 @@ redis.call('HSETNX', KEYS[1], ARGV[3], now / 1000)
 return 'stamped'"""
 
 # ARGV: states that count as over, states that can be cancelled at once, lifetime after the end, command id, lifetime.
-_LEAVE = f"""#!lua
+_LEAVE = f"""#!lua flags=allow-oom
 {NOW}
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {{'missing'}} end
@@ -113,15 +120,24 @@ def _listed(states: Sequence[State] | frozenset[State]) -> str:
     return "," + ",".join(sorted(states)) + ","
 
 
-def create(session: Session, *, lifetime: float) -> Operation[bool]:
-    """Write a new record that lives `lifetime` seconds; False when it exists."""
+def create(session: Session, *, lifetime: float, not_after: float = NEVER) -> Operation[bool]:
+    """Write a new record that lives `lifetime` seconds; False when it exists.
+
+    Raises `StateUnavailable` when the server's clock is past `not_after`, in Unix seconds; nothing is done then.
+    """
     flat = [part for item in session.to_fields().items() for part in item]
     return Operation(
         script=_CREATE,
         keys=[record_key(session.session_id)],
-        arguments=[_milliseconds(lifetime), *flat],
-        parse=bool,
+        arguments=[_milliseconds(lifetime), _milliseconds(not_after), *flat],
+        parse=_parse_create,
     )
+
+
+def _parse_create(raw: str) -> bool:
+    if raw == "late":
+        raise too_late()
+    return raw == "created"
 
 
 def read(session_id: str) -> Operation[Session | None]:

@@ -9,17 +9,55 @@ from typing import Any, Generic, TypeVar
 import redis
 import redis.asyncio
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from worker.fleet.errors import StateUnavailable
 
 Answer = TypeVar("Answer")
 
-#: Seconds a `/join` may wait for one answer of Redis; a frozen server then costs one to two of them.
+#: Seconds a request may wait for one answer of Redis.
 REQUEST_TIMEOUT = 1.0
+#: How many requests of one process talk to one Redis server at a time. More would not be faster: one process keeps
+#: no more than a few connections busy.
+AT_A_TIME = 16
+#: A moment, in Unix seconds, that no server's clock reaches.
+NEVER = 2.0**40
 #: Milliseconds of the server's clock, for scripts.
 NOW = "local clock = redis.call('TIME'); local now = clock[1] * 1000 + math.floor(clock[2] / 1000)\n"
+
+
+#: What Redis or its client said, in words for whoever runs it; of several that fit, the first.
+_TROUBLES = {
+    AuthenticationError: "Redis does not accept the user or password in its URL.",
+    BusyLoadingError: "Redis is still loading its data.",
+    ReadOnlyError: "Redis takes no writes: it is a read-only replica.",
+    OutOfMemoryError: "Redis is full: its maxmemory is reached.",
+    NoPermissionError: "Redis does not permit its user what the fleet needs.",
+    RedisTimeoutError: "Redis did not answer in time.",
+    ResponseError: "Redis refused a command.",
+    redis.ConnectionError: "Redis could not be reached, or hung up.",
+}
+
+
+def unavailable(error: RedisError) -> StateUnavailable:
+    """What a failure of Redis or of the way to it means to the fleet."""
+    return StateUnavailable(next((words for kind, words in _TROUBLES.items() if isinstance(error, kind)), None))
+
+
+def too_late() -> StateUnavailable:
+    """What it means that Redis got to a step when nobody waited for it any more."""
+    return StateUnavailable("Redis answered too late.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +87,7 @@ def run(client: "redis.Redis", operation: Operation[Answer]) -> Answer:
         except NoScriptError:
             raw = client.eval(operation.script, len(operation.keys), *values)
     except RedisError as error:
-        raise StateUnavailable() from error
+        raise unavailable(error) from error
     return operation.parse(raw)
 
 
@@ -62,7 +100,7 @@ def run_many(client: "redis.Redis", operations: Sequence[Operation[Answer]]) -> 
     try:
         answers = pipeline.execute()
     except RedisError as error:
-        raise StateUnavailable() from error
+        raise unavailable(error) from error
     return [operation.parse(raw) for operation, raw in zip(operations, answers, strict=True)]
 
 
@@ -75,19 +113,25 @@ async def run_async(client: "redis.asyncio.Redis", operation: Operation[Answer])
         except NoScriptError:
             raw = await client.eval(operation.script, len(operation.keys), *values)
     except RedisError as error:
-        raise StateUnavailable() from error
+        raise unavailable(error) from error
     return operation.parse(raw)
 
 
-def connect(url: str) -> "redis.Redis":
-    """A blocking client that fails after `REQUEST_TIMEOUT` instead of retrying: a timed-out write may have happened."""
-    return redis.Redis.from_url(
+def connect(url: str, *, timeout: float = REQUEST_TIMEOUT) -> "redis.Redis":
+    """A blocking client that fails after `timeout` seconds instead of retrying: a timed-out write may have happened.
+
+    It can be shared by many threads. Who finds all of its connections in use waits as long for one.
+    """
+    pool = redis.BlockingConnectionPool.from_url(
         url,
+        max_connections=AT_A_TIME,
+        timeout=timeout,
         decode_responses=True,
         retry=Retry(NoBackoff(), 0),
-        socket_timeout=REQUEST_TIMEOUT,
-        socket_connect_timeout=REQUEST_TIMEOUT,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
     )
+    return redis.Redis.from_pool(pool)
 
 
 def connect_async(url: str, *, timeout: float = REQUEST_TIMEOUT) -> "redis.asyncio.Redis":

@@ -2,13 +2,22 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from redis.connection import parse_url
 
 from worker.fleet.errors import SettingsInvalid
 
-Seconds = Annotated[float, Field(gt=0)]
+
+def _redis_url(url: str) -> str:
+    parse_url(url)  # type: ignore[no-untyped-call]
+    return url
+
+
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+Seconds = Annotated[float, Field(gt=0, json_schema_extra={"unit": "s"})]
 
 
 class EnvironmentSettings(BaseModel):
@@ -38,14 +47,27 @@ class EnvironmentSettings(BaseModel):
 class FleetSettings(EnvironmentSettings):
     """What every process of the fleet needs; durations are in seconds."""
 
-    redis_url: str = Field(alias="REDIS_URL", repr=False)
-    broker_url: str = Field(default="", alias="BROKER_URL", repr=False)
-    cache_url: str = Field(default="", alias="CACHE_URL", repr=False)
-    tenant: str = Field(default="default", alias="MUSTER_TENANT")
-    slots: int = Field(default=2, alias="MUSTER_SLOTS", ge=1)
-    join_ttl: Seconds = Field(default=30, alias="MUSTER_JOIN_TTL")
-    queue_per_slot: float = Field(default=1, alias="MUSTER_QUEUE_PER_SLOT", ge=0)
-    max_duration: Seconds = Field(default=3600, alias="MUSTER_MAX_DURATION")
+    redis_url: RedisUrl = Field(alias="REDIS_URL", repr=False, description="the state: records, leases, admission")
+    broker_url: str = Field(
+        default="", alias="BROKER_URL", repr=False, description="Celery's broker; without it the server of `REDIS_URL`"
+    )
+    cache_url: RedisUrl = Field(
+        default="", alias="CACHE_URL", repr=False, description="rendered phrases; without it the server of `REDIS_URL`"
+    )
+    tenant: str = Field(default="default", alias="MUSTER_TENANT", description="prefix of the tenant's keys in Redis")
+    slots: int = Field(default=2, alias="MUSTER_SLOTS", ge=1, description="calls per worker at a time")
+    join_ttl: Seconds = Field(
+        default=30, alias="MUSTER_JOIN_TTL", description="a session that no worker has claimed by then fails"
+    )
+    queue_per_slot: float = Field(
+        default=1, alias="MUSTER_QUEUE_PER_SLOT", ge=0, description="sessions that may wait, for each slot of the fleet"
+    )
+    max_duration: Seconds = Field(default=3600, alias="MUSTER_MAX_DURATION", description="longest call")
+    health_file: Path | None = Field(
+        default=None,
+        alias="MUSTER_HEALTH_FILE",
+        description="a worker's keeper touches it while the lease holds; one file per worker",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -1,21 +1,20 @@
 """The one task of a worker: run a session from its claim to its end."""
 
-import logging
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from celery import Task
 
 from worker.fleet.child import Child
+from worker.fleet.errors import SessionFailed
 from worker.fleet.publishing import TASK_NAME
+from worker.fleet.session import Reason, State
+from worker.fleet.task_states import DRAINING, VOID, Announcer, show
 
-logger = logging.getLogger(__name__)
 
-
-class RunSession(Task[[str, int], None]):
+class RunSession(Task[[str, int], str]):
     """Runs one session per message; the message carries ids only, everything else is in the record.
 
     Celery keeps one instance per process, so what belongs to the process hangs here. A subclass that replaces
@@ -24,6 +23,8 @@ class RunSession(Task[[str, int], None]):
 
     name = TASK_NAME
     ignore_result = True
+    #: A failed session is no defect of the task: one line in the log instead of a traceback.
+    throws = (SessionFailed,)
     #: Set in every pool process before its first task.
     child: Child
 
@@ -44,36 +45,32 @@ class RunSession(Task[[str, int], None]):
         *,
         child: Child,
         announce: Callable[[str], None],
-    ) -> None:
-        """Claim the session, run it and return when it is over; `announce` shows a state in Flower and never blocks.
+    ) -> Reason | None:
+        """Claim the session, run it and return why it is over; None when it was or went on without this child.
+
+        `announce` shows `LIVE` or `DRAINING` in Flower and never blocks. It is called from the session's own thread,
+        but not within `Child.watch`'s callbacks, which interrupt arbitrary code.
 
         It holds the child's slot before it claims and clears it after it has recorded the end: what is still held
         when it returns or raises is ended by the keeper, if it is this worker's.
         """
         from worker.call.service import serve
 
-        serve(session_id, epoch, child=child, announce=announce)
+        return serve(session_id, epoch, child=child, announce=announce)
 
-    def run(self, session_id: str, epoch: int) -> None:
-        """The task itself."""
+    def run(self, session_id: str, epoch: int) -> str:
+        """The task itself; the reason of an ended session, or `VOID`, is its result. Raises `SessionFailed`."""
         self.child.begin()
-        # One thread, so that states arrive in order and a broker that hangs does not stop the session's event loop.
-        announcer = ThreadPoolExecutor(max_workers=1)
-        show = partial(self._show, self.request.id, self.request.hostname)
-
-        def announce(state: str) -> None:
-            announcer.submit(show, state)
-
+        announce = Announcer(partial(show, self.app, task_id=self.request.id, hostname=self.request.hostname))
+        if self.child.draining:
+            announce(DRAINING)
         try:
-            self.serve(session_id, epoch, child=self.child, announce=announce)
+            reason = self.serve(session_id, epoch, child=self.child, announce=announce)
         finally:
-            announcer.shutdown(wait=False, cancel_futures=True)
+            announce.close()
             self.child.finish()
-
-    def _show(self, task_id: str | None, hostname: str | None, state: str) -> None:
-        try:
-            with self.app.events.default_dispatcher(hostname=hostname) as dispatcher:
-                dispatcher.send(f"task-{state}", uuid=task_id, retry=False)
-        except Exception:
-            # A view for operators, so its failure is no reason to end a call.
-            logger.warning("state %s of task %s is not shown in Flower", state, task_id, exc_info=True)
+        if reason is None:
+            return VOID
+        if reason.final_state is State.FAILED:
+            raise SessionFailed(reason)
+        return str(reason)

@@ -25,7 +25,8 @@ LEASE = 5.0
 LEADER_LOCK = 3.0
 _FORGOTTEN_AFTER = 60_000
 
-_RENEW = f"""#!lua
+# What a worker writes takes the place of what it wrote before, so a full server takes it: running calls go on there.
+_RENEW = f"""#!lua flags=allow-oom
 {NOW}
 local new = redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
@@ -36,13 +37,13 @@ if #old > 0 then
 end
 return new"""
 
-_RESIGN = """#!lua
+_RESIGN = """#!lua flags=allow-oom
 redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[2], ARGV[1])
 if redis.call('GET', KEYS[3]) == ARGV[1] then redis.call('DEL', KEYS[3]) end
 return 1"""
 
-_LEAD = """#!lua
+_LEAD = """#!lua flags=allow-oom
 local leader = redis.call('GET', KEYS[1])
 if leader and leader ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
@@ -53,9 +54,9 @@ _FLEET = f"""#!lua flags=no-writes
 local live = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf')
 local status = {{}}
 if #live > 0 then status = redis.call('HMGET', KEYS[2], unpack(live)) end
-return {{redis.call('EXISTS', KEYS[3]), status}}"""
+return {{redis.call('EXISTS', KEYS[3]), status, now}}"""
 
-_OPEN = """#!lua
+_OPEN = """#!lua flags=allow-oom
 redis.call('SET', KEYS[1], ARGV[1])
 return 1"""
 
@@ -77,9 +78,9 @@ class WorkerStatus:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """What another keeper wrote; unknown fields of a newer version are ignored."""
+        """What another keeper wrote: a newer one's unknown fields are ignored, an older one's missing have defaults."""
         fields = json.loads(text)
-        return cls(**{name: fields[name] for name in cls.__dataclass_fields__})
+        return cls(**{name: fields[name] for name in cls.__dataclass_fields__ if name in fields})
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,23 @@ class Fleet:
 
     ready: bool
     workers: Sequence[WorkerStatus]
+    #: When this was so: Unix seconds of the server's clock.
+    at: float
+
+    @property
+    def open_workers(self) -> Sequence[WorkerStatus]:
+        """Those that take new sessions."""
+        return [worker for worker in self.workers if not worker.draining]
 
     @property
     def slots(self) -> int:
         """How many sessions the fleet can run at once, draining workers left out."""
-        return sum(worker.slots for worker in self.workers if not worker.draining)
+        return sum(worker.slots for worker in self.open_workers)
+
+    @property
+    def free(self) -> int:
+        """How many of these slots are empty."""
+        return sum(max(worker.slots - worker.busy, 0) for worker in self.open_workers)
 
 
 def _key(name: str) -> str:
@@ -134,7 +147,9 @@ def fleet() -> Operation[Fleet]:
     return Operation(
         script=_FLEET,
         keys=[_key("leases"), _key("status"), _key("ready")],
-        parse=lambda raw: Fleet(bool(raw[0]), [WorkerStatus.from_json(text) for text in raw[1] if text]),
+        parse=lambda raw: Fleet(
+            bool(raw[0]), [WorkerStatus.from_json(text) for text in raw[1] if text], at=raw[2] / 1000
+        ),
     )
 
 
