@@ -251,6 +251,14 @@ class UserTurn(TurnAnswer):
     specialist: str | None
 
 
+class Citation(Answer):
+    """A passage of a document that lay before the model when it answered."""
+
+    source: str
+    title: str
+    passage_id: str
+
+
 class AssistantTurn(TurnAnswer):
     """What the caller heard; `timings` when it answered speech."""
 
@@ -259,6 +267,7 @@ class AssistantTurn(TurnAnswer):
     specialist: str | None
     interrupted: bool
     timings: TurnTimings | None
+    citations: list[Citation] = []
 
 
 class TransferEvent(Answer):
@@ -276,11 +285,18 @@ class ToolEvent(Answer):
     name: str
 
 
+class PassagesMissedEvent(Answer):
+    """The answer went on without a look into the documents; `name` says why."""
+
+    kind: Literal["passages_missed"]
+    name: Literal["too_slow", "unavailable"]
+
+
 class EventTurn(TurnAnswer):
     """What happened between two utterances."""
 
     role: Literal["event"]
-    event: Annotated[TransferEvent | ToolEvent, Field(discriminator="kind")]
+    event: Annotated[TransferEvent | ToolEvent | PassagesMissedEvent, Field(discriminator="kind")]
 
 
 Turn = Annotated[UserTurn | AssistantTurn | EventTurn, Field(discriminator="role")]

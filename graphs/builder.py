@@ -11,6 +11,7 @@ from langgraph.graph.state import CompiledStateGraph
 from graphs.edges import TOOLS, after_answer, after_tools, route_turn
 from graphs.nodes import answer, run_tools
 from graphs.ports import LLMPort
+from graphs.retrieval import Retrieval
 from graphs.roster import Roster
 from graphs.router import AgentRouterPort, sticky
 from graphs.state import State, Turn
@@ -18,7 +19,13 @@ from graphs.state import State, Turn
 Graph = CompiledStateGraph[State, Turn, State, State]
 
 
-def build_graph(roster: Roster, *, llm: LLMPort, router: AgentRouterPort = sticky) -> Graph:
+def build_graph(
+    roster: Roster,
+    *,
+    llm: LLMPort,
+    router: AgentRouterPort = sticky,
+    retrieval: Retrieval | None = None,
+) -> Graph:
     """One node per specialist and one for tools; runs with a `Turn` as context and streams agent events.
 
     LangSmith traces a graph only if the process asks it to: callers' words leave the machine then, so
@@ -28,7 +35,7 @@ def build_graph(roster: Roster, *, llm: LLMPort, router: AgentRouterPort = stick
     specialists = list(roster)
     graph.add_conditional_edges(START, route_turn(roster, router), specialists)
     for specialist in roster.values():
-        graph.add_node(specialist.name, answer(specialist, roster=roster, llm=llm))
+        graph.add_node(specialist.name, answer(specialist, roster=roster, llm=llm, retrieval=retrieval))
         graph.add_conditional_edges(specialist.name, after_answer)
     graph.add_node(TOOLS, run_tools(roster))
     graph.add_conditional_edges(TOOLS, after_tools, specialists)

@@ -151,7 +151,49 @@ class ToolCalled:
     call_id: str
 
 
-AgentEvent = TextDelta | Transferred | ToolCalled | UsageReported
+class PassageRecord(TypedDict):
+    """A `Passage` as plain JSON."""
+
+    id: str
+    source: str
+    title: str
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A piece of a document that may answer a question.
+
+    `source` names the document, `title` is the path of headings to the piece, and `id` is "<source>#<number>".
+    A larger `score` is better; scores of different searches do not compare.
+    """
+
+    id: str
+    source: str
+    title: str
+    text: str
+    score: float
+
+    def record(self) -> PassageRecord:
+        return {"id": self.id, "source": self.source, "title": self.title, "text": self.text, "score": self.score}
+
+
+@dataclass(frozen=True, slots=True)
+class PassagesOffered:
+    """The specialist answers with these passages before it; which of them it used, nobody can tell."""
+
+    passages: tuple[Passage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PassagesMissed:
+    """The specialist answers without passages, because the search was "too_slow" or "unavailable"."""
+
+    reason: Literal["too_slow", "unavailable"]
+
+
+AgentEvent = TextDelta | Transferred | ToolCalled | UsageReported | PassagesOffered | PassagesMissed
 
 
 def exchange(*, turn_id: str, call: ToolCall, result: JSONObject, specialist: str, receiver: str) -> Sequence[Message]:

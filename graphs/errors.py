@@ -1,11 +1,14 @@
 """What can go wrong in a conversation.
 
 GraphError
-├── LLMUnavailable      the model did not answer
-├── TurnInProgress      two turns at once on one agent
-├── RosterInvalid       a specialist cannot be used
-├── CatalogueInvalid    the knowledge folder cannot be used
-└── ToolError           told to the model, which tells the caller
+├── LLMUnavailable         the model did not answer
+├── TurnInProgress         two turns at once on one agent
+├── RosterInvalid          a specialist cannot be used
+├── CatalogueInvalid       the knowledge folder cannot be used
+├── DocumentUnreadable     a file cannot become part of the knowledge index
+├── KnowledgeUnavailable   the knowledge index cannot be used
+├── EmbeddingsUnavailable  a text got no vector
+└── ToolError              told to the model, which tells the caller
     ├── ToolRefused
     └── TicketsUnavailable
 """
@@ -40,6 +43,18 @@ class RosterInvalid(GraphError):
 
 class CatalogueInvalid(GraphError):
     """The knowledge folder cannot be used."""
+
+
+class DocumentUnreadable(GraphError):
+    """The file cannot be read as a document."""
+
+
+class KnowledgeUnavailable(GraphError):
+    """The knowledge index cannot be used."""
+
+
+class EmbeddingsUnavailable(GraphError):
+    """The embeddings endpoint did not answer."""
 
 
 class ToolError(GraphError):

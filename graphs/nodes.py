@@ -23,6 +23,7 @@ from graphs.entities import (
 from graphs.errors import ToolError, ToolRefused
 from graphs.ports import LLMPort
 from graphs.prompt import prompt
+from graphs.retrieval import Retrieval
 from graphs.roster import TRANSFER, Roster, Specialist, parse_arguments
 from graphs.state import State, Turn, Update
 
@@ -72,14 +73,15 @@ class _Voice:
             self.say(self._specialist.bridge)
 
 
-def answer(specialist: Specialist, *, roster: Roster, llm: LLMPort) -> Node:
+def answer(specialist: Specialist, *, roster: Roster, llm: LLMPort, retrieval: Retrieval | None = None) -> Node:
     """One model call of a specialist: speaks its text at once, keeps its tool calls for the next node."""
 
     async def node(state: State, runtime: Runtime[Turn]) -> Update:
         voice = _Voice(specialist, state["spoken"], runtime.stream_writer)
+        found = await retrieval.look_up(specialist, state, runtime) if retrieval else Update()
         tools = offered_tools(specialist, state, roster)
         calls: list[ToolCall] = []
-        async with aclosing(llm(prompt(specialist, state), tools)) as events:
+        async with aclosing(llm(prompt(specialist, {**state, **found}), tools)) as events:
             async for event in events:
                 match event:
                     case Token(text) if text:
@@ -97,6 +99,7 @@ def answer(specialist: Specialist, *, roster: Roster, llm: LLMPort) -> Node:
             "spoken": voice.spoken,
             "calls": [call.record() for call in calls],
             "model_calls": state["model_calls"] + 1,
+            **found,
         }
 
     return node

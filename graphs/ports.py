@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
-from graphs.entities import AgentEvent, LLMEvent, Message, ToolSchema, UserTurn
+from graphs.entities import AgentEvent, LLMEvent, Message, Passage, ToolSchema, UserTurn
 
 
 class AgentPort(Protocol):
@@ -40,6 +40,33 @@ class LLMPort(Protocol):
     """
 
     def __call__(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> AsyncGenerator[LLMEvent, None]: ...
+
+
+class RAGPort(Protocol):
+    """Finds what the company's documents say about a question."""
+
+    async def search(self, query: str, *, k: int, sources: Sequence[str] = ()) -> Sequence[Passage]:
+        """At most `k` passages, best first, and none when nothing fits; `sources` are the only documents looked at.
+
+        Cancelling it stops the search. Raises KnowledgeUnavailable.
+        """
+
+    async def aclose(self) -> None:
+        """Give back what the searches needed."""
+
+
+class EmbedderPort(Protocol):
+    """Turns texts into vectors whose directions are close when the texts mean the same."""
+
+    @property
+    def model(self) -> str:
+        """What made the vectors: those of another model do not compare."""
+
+    async def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
+        """One vector for each text, all of one length. Raises EmbeddingsUnavailable."""
+
+    async def aclose(self) -> None:
+        """Close its connections."""
 
 
 class OpenTicketPort(Protocol):

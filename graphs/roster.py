@@ -33,7 +33,8 @@ class Specialist:
     """One who answers callers.
 
     `title` is for people, `description` tells the other specialists when to hand over to this one, and
-    `bridge` is spoken while it hands a caller over: it must not claim that anything is done.
+    `bridge` is spoken while it hands a caller over: it must not claim that anything is done. `sources` are
+    the documents it answers from; without any it is all of them.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Specialist:
     instructions: str
     tools: tuple[Tool, ...] = ()
     bridge: str = ""
+    sources: tuple[str, ...] = ()
 
     def tool(self, name: str) -> Tool:
         for tool in self.tools:

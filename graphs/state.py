@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypedDict
 
-from graphs.entities import Message, MessageRecord, ToolCallRecord
+from graphs.entities import Message, MessageRecord, PassageRecord, ToolCallRecord
 
 
 def upsert(known: list[MessageRecord], new: Sequence[MessageRecord]) -> list[MessageRecord]:
@@ -26,6 +26,10 @@ class State(TypedDict):
     calls: list[ToolCallRecord]
     model_calls: int
     hops: int
+    #: What the documents say about the user's words.
+    passages: list[PassageRecord]
+    #: The sources that were searched for them, all of them when empty; None before the first search of the turn.
+    searched: list[str] | None
 
 
 class Update(TypedDict, total=False):
@@ -37,6 +41,8 @@ class Update(TypedDict, total=False):
     calls: list[ToolCallRecord]
     model_calls: int
     hops: int
+    passages: list[PassageRecord]
+    searched: list[str] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from graphs.errors import TurnInProgress
 from graphs.knowledge.catalogue import Catalogue, load_catalogue
 from graphs.memory import Memory
 from graphs.ports import LLMPort, OpenTicketPort
+from graphs.retrieval import Retrieval
 from graphs.roster import Roster, Services, Specialist, load_roster
 from graphs.router import AgentRouterPort, sticky
 from graphs.specialists import ROSTER
@@ -20,7 +21,7 @@ class SupervisorAgent:
     """A team behind one `AgentPort`: the active specialist answers, and may hand the caller over.
 
     `slots` are facts about the caller. `history` continues an earlier conversation with whoever
-    answered last in it.
+    answered last in it. With a `retrieval` each turn is looked up in the company's documents.
     """
 
     def __init__(
@@ -31,8 +32,9 @@ class SupervisorAgent:
         slots: Mapping[str, object],
         history: Sequence[Message] = (),
         router: AgentRouterPort = sticky,
+        retrieval: Retrieval | None = None,
     ) -> None:
-        self._graph: Graph = build_graph(roster, llm=llm, router=router)
+        self._graph: Graph = build_graph(roster, llm=llm, router=router, retrieval=retrieval)
         self._slots = dict(slots)
         spoke = [message.specialist for message in history if message.specialist is not None]
         self._memory = Memory(history, active=router(spoke[-1] if spoke else None, roster))
@@ -81,6 +83,8 @@ class SupervisorAgent:
             "calls": [],
             "model_calls": 0,
             "hops": 0,
+            "passages": [],
+            "searched": None,
         }
 
 
@@ -94,8 +98,9 @@ class SpecialistAgent(SupervisorAgent):
         llm: LLMPort,
         slots: Mapping[str, object],
         history: Sequence[Message] = (),
+        retrieval: Retrieval | None = None,
     ) -> None:
-        super().__init__(Roster([specialist]), llm=llm, slots=slots, history=history)
+        super().__init__(Roster([specialist]), llm=llm, slots=slots, history=history, retrieval=retrieval)
 
 
 def build_supervisor(
@@ -106,10 +111,11 @@ def build_supervisor(
     roster: Sequence[str] = ROSTER,
     catalogue: Catalogue | None = None,
     history: Sequence[Message] = (),
+    retrieval: Retrieval | None = None,
 ) -> SupervisorAgent:
     """The team named by `roster`, module by module; without a catalogue it is the demo company's.
 
     Raises RosterInvalid and CatalogueInvalid.
     """
     services = Services(catalogue=catalogue or load_catalogue(), open_ticket=open_ticket)
-    return SupervisorAgent(load_roster(roster, services), llm=llm, slots=slots, history=history)
+    return SupervisorAgent(load_roster(roster, services), llm=llm, slots=slots, history=history, retrieval=retrieval)

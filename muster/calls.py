@@ -240,7 +240,13 @@ def _write_transcript(path: Path, result: CallResult) -> None:
             }
         )
         entries += [
-            {"at": turn.at, "who": turn.specialist, "text": turn.text, "interrupted": turn.interrupted}
+            {
+                "at": turn.at,
+                "who": turn.specialist,
+                "text": turn.text,
+                "interrupted": turn.interrupted,
+                "citations": [asdict(citation) for citation in turn.citations],
+            }
             if turn.event is None
             else {"at": turn.at, "who": "event", **asdict(turn.event)}
             for turn in exchange.turns

@@ -28,6 +28,7 @@ from local.parts import (
 from local.paths import home_directory
 from local.stack import Stack
 from local.state import StateFile
+from muster.knowledge import knowledge
 
 _TITLES = {
     CONTROL_PLANE: "Control plane: tokens for callers",
@@ -52,8 +53,12 @@ def main() -> None:
     muster demo                         start everything, hold one spoken call, stop
     muster up                           start everything and stay
     muster call --say "What do you sell?"   talk to the agents of `muster up`
+    muster knowledge add FILE...        documents the agents answer from
     muster doctor                       say what is wrong, and what to do
     """
+
+
+main.add_command(knowledge)
 
 
 @main.command()

@@ -99,7 +99,8 @@ class TurnTimings:
 
 @dataclass(frozen=True, slots=True)
 class TurnEvent:
-    """What happened between two utterances: a "transfer" from `source` to `target`, a "tool" `name`."""
+    """What happened between two utterances: a "transfer" from `source` to `target`, a "tool" `name`,
+    or "passages_missed" and why (`name`)."""
 
     kind: str
     source: Annotated[str | None, Field(alias="from")] = None
@@ -108,11 +109,20 @@ class TurnEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class Citation:
+    """A passage of a document that lay before the model; `title` is the path of headings to it."""
+
+    source: str
+    title: str
+    passage_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One committed item of a conversation: words, or an event between them.
 
     `text` of an interrupted answer is the part that was heard. Only an answer to speech has `timings`,
-    only the role "event" an `event`.
+    only the role "event" an `event`, only an answer `citations`: what the model had before it.
     """
 
     cursor: str
@@ -124,6 +134,7 @@ class Turn:
     at: float | None = None
     timings: TurnTimings | None = None
     event: TurnEvent | None = None
+    citations: tuple[Citation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

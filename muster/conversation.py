@@ -8,7 +8,7 @@ from typing import Protocol
 
 from local.audio import Samples
 from local.caller import BargeIn, Caller, Utterance
-from muster.client import MusterClient, Turn, TurnEvent, TurnTimings
+from muster.client import Citation, MusterClient, Turn, TurnEvent, TurnTimings
 from muster.errors import CallFailed
 
 #: Seconds until the greeting, or an answer, must have begun.
@@ -81,6 +81,11 @@ class Exchange:
     def specialist(self) -> str | None:
         """Who answered in the end."""
         return next((turn.specialist for turn in reversed(self.turns) if turn.role == "assistant"), None)
+
+    @property
+    def citations(self) -> tuple[Citation, ...]:
+        """The passages that lay before the model when it answered, each once."""
+        return tuple(dict.fromkeys(citation for turn in self.turns for citation in turn.citations))
 
     @property
     def interrupted(self) -> bool:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from local.transcripts import words_of
-from muster.client import TurnEvent
+from muster.client import Citation, TurnEvent
 from muster.conversation import Exchange, Greeting
 from muster.measures import CallResult, CriticalPath, critical_path
 
@@ -44,6 +44,8 @@ class CallDisplay:
             self._line("agent", "bold red", Text("(no answer)", "red"))
             return
         self._agent(exchange.specialist, exchange.reply, note=_latency_text(exchange))
+        for citation in exchange.citations:
+            self._aside(_citation_text(citation))
         if exchange.interrupted_by is not None:
             seconds = exchange.interrupted_by.silenced_after
             self._aside(f"interrupted: the agent was silent {seconds:.2f} s after the caller began")
@@ -125,7 +127,11 @@ def _latency_text(exchange: Exchange) -> str:
     return "" if exchange.latency is None else f"{exchange.latency:.2f} s"
 
 
+def _citation_text(citation: Citation) -> str:
+    return f"before the model: {citation.passage_id} ({citation.title})"
+
+
 def _event_text(event: TurnEvent) -> str:
     if event.kind == "transfer":
         return f"hand-over: {event.source} → {event.target}".replace("_", " ")
-    return f"{event.kind}: {event.name or ''}"
+    return f"{event.kind.replace('_', ' ')}: {event.name or ''}"

@@ -199,6 +199,7 @@ def _exchange_json(exchange: Exchange) -> dict[str, Any]:
         "reply": exchange.reply,
         "specialist": exchange.specialist,
         "events": [asdict(event) for event in exchange.events],
+        "citations": [asdict(citation) for citation in exchange.citations],
         "started_at": exchange.utterance.started_at,
         "ended_at": exchange.utterance.ended_at,
         "heard_at": exchange.heard_at,

@@ -199,7 +199,7 @@ def test_turns_are_read_on_from_a_cursor(service: FlaskClient, redis_url: str) -
     }  # fmt: skip
     assert heard == {
         "cursor": cursors[2], "item_id": "3", "at": 3.0, "role": "assistant", "text": "Yes.", "specialist": "sales",
-        "interrupted": True, "timings": None,
+        "interrupted": True, "timings": None, "citations": [],
     }  # fmt: skip
     assert rest["turns"] == [transferred, heard]
     assert nothing == {"turns": [], "cursor": cursors[2]}

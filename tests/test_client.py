@@ -29,7 +29,7 @@ from muster.errors import (
 )
 from tests.open_fleet import agent_service, claim, client_of, lease_worker, open_joins
 from worker.call.timings import TurnTimings
-from worker.call.transcript import Turn, event_turn
+from worker.call.transcript import Citation, Turn, event_turn
 from worker.fleet import records
 from worker.fleet.redis_operations import run
 from worker.fleet.session import State
@@ -87,7 +87,7 @@ def test_turns_are_read_as_a_worker_writes_them(client: MusterClient, redis_url:
     timings = TurnTimings(speech_ended_at=1.0, endpointing=0.3, stt=0.2, graph_llm=0.1, tts=0.2, first_audio_at=1.8)
     reply = Turn(
         item_id="i", role="assistant", at=2.0, text="Yes.", specialist="sales", interrupted=True,
-        timings=timings.to_json(),
+        timings=timings.to_json(), citations=(Citation("faq.md", "Plans > Premium", "faq.md#2"),),
     )  # fmt: skip
     with client_of(redis_url) as state:
         for turn in (event_turn("e", {"kind": "transfer", "from": "front_desk", "to": "sales"}), reply):
@@ -99,6 +99,10 @@ def test_turns_are_read_as_a_worker_writes_them(client: MusterClient, redis_url:
     assert (moved.role, moved.event) == ("event", TurnEvent("transfer", source="front_desk", target="sales"))
     assert (said.text, said.specialist, said.interrupted, said.at) == ("Yes.", "sales", True, 2.0)
     assert said.timings is not None and asdict(said.timings) == asdict(timings)
+    assert [asdict(citation) for citation in said.citations] == [
+        {"source": "faq.md", "title": "Plans > Premium", "passage_id": "faq.md#2"}
+    ]
+    assert moved.citations == ()
     assert client.turns(session_id, after=moved.cursor).turns == (said,)
     assert client.turns(session_id, after=page.cursor) == type(page)((), said.cursor)
 

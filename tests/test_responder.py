@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from graphs.entities import LLMEvent, Message, Token, ToolCallStarted, ToolSchema, Transferred
+from graphs.entities import LLMEvent, Message, PassageRecord, Token, ToolCallStarted, ToolSchema, Transferred
 from graphs.entities import ToolCall as RequestedCall
 from graphs.knowledge.catalogue import DEMO, load_catalogue
-from graphs.prompt import system_prompt
+from graphs.prompt import passages_prompt, system_prompt
 from graphs.roster import Roster, Services, load_roster
 from graphs.specialists import ROSTER
 from graphs.supervisor import build_supervisor
@@ -309,3 +309,51 @@ async def test_a_whole_conversation_with_the_supervisor(fluent: Responder, tmp_p
         agent.commit_assistant(f"turn_{number}", reply, interrupted=False, item_id=f"item_{number}")
         transfers += [event.target for event in events if isinstance(event, Transferred)]
     assert transfers == ["sales", "tech_support"]
+
+
+NOTICE = (
+    "Our shop is being rebuilt. The walls are painted green. New shelves will arrive, and the doors get wider. "
+    "Bicycles can be rented at the counter for ten dollars a day. The works last until the end of the summer, and "
+    "nobody knows yet whether the old lamps will come back."
+)
+
+
+def ask_with(model: Responder, roster: Roster, question: str, *passages: tuple[str, str]) -> Answer:
+    """What the front desk's model does with these passages, heading and text, in its prompt."""
+    records: list[PassageRecord] = [
+        {"id": f"a.md#{number}", "source": "a.md", "title": f"Shop > {title}", "text": text, "score": 1.0}
+        for number, (title, text) in enumerate(passages)
+    ]
+    desk = roster["front_desk"]
+    transfer = roster.transfer_schema("front_desk")
+    assert transfer
+    system = system_prompt(desk, {}) + ("\n\n" + passages_prompt(records) if records else "")
+    messages = [Message(id="s", role="system", content=system), Message(id="u", role="user", content=question)]
+    return model.answer([*map(wire_message, messages)], [wire_tool(transfer)])
+
+
+def test_a_passage_of_the_prompt_is_answered_from(responder: Responder, roster: Roster) -> None:
+    question = "Can I rent bicycles at your counter?"
+    without = ask_with(responder, roster, question)
+    answer = ask_with(responder, roster, question, ("Lamps", "We sell lamps."), ("Rental", "Bicycles are rented here."))
+    assert "Bicycles" not in without.text
+    assert (answer.text, answer.tool_calls) == ("Bicycles are rented here.", ())
+
+
+def test_a_long_passage_is_spoken_from_the_sentence_that_answers(responder: Responder, roster: Roster) -> None:
+    answer = ask_with(responder, roster, "Can bicycles be rented for a day?", ("Notice", NOTICE))
+    assert answer.text.startswith("Bicycles can be rented")
+    assert len(answer.text.split()) <= MAX_ANSWER_WORDS
+
+
+def test_passages_that_do_not_fit_change_nothing(responder: Responder, roster: Roster) -> None:
+    question = "What are your opening hours?"
+    assert ask_with(responder, roster, question, ("Notice", NOTICE)) == ask_with(responder, roster, question)
+    assert ask_with(responder, roster, "Hello!", ("Notice", NOTICE)).text == HELLO
+
+
+def test_a_colleague_who_knows_clearly_more_than_the_passages_takes_the_call(
+    responder: Responder, roster: Roster
+) -> None:
+    answer = ask_with(responder, roster, "My router keeps restarting and does not work", ("Notice", NOTICE))
+    assert only_call(answer) == ("transfer_to", {"specialist": "tech_support"})

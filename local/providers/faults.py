@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from local.providers.errors import SwitchedOff
 
-Kind = Literal["stt", "tts", "llm"]
+Kind = Literal["stt", "tts", "llm", "embedding"]
 Mode = Literal["ok", "fail", "hang"]
 
 LONGEST_HANG_SECONDS = 60.0
@@ -21,6 +21,7 @@ class FaultSettings(BaseModel):
     stt: Mode = "ok"
     tts: Mode = "ok"
     llm: Mode = "ok"
+    embedding: Mode = "ok"
 
 
 class Faults:

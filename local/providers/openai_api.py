@@ -159,7 +159,7 @@ class OpenAIInterface:
         wanted = parse(await request.read(), EmbeddingsRequest)
         texts = [wanted.input] if isinstance(wanted.input, str) else wanted.input
         with self._journal.request("embedding"):
-            await self._faults.pass_through("llm")
+            await self._faults.pass_through("embedding")
             vectors, tokens = await self._models.embed(texts)
         data = [
             {"object": "embedding", "index": index, "embedding": encoded(vector, wanted.encoding_format)}

@@ -19,6 +19,8 @@ MAX_ANSWER_SENTENCES = 3
 MAX_ANSWER_WORDS = 40
 #: Two words of a speech recogniser count as the same from this likeness on.
 ALIKE = 0.8
+#: Texts whose vectors are kept.
+MOST_REMEMBERED = 2000
 #: Shorter words are too easily alike.
 SHORTEST_FUZZY = 4
 
@@ -139,10 +141,27 @@ class Index:
         return " ".join(mended)
 
 
+def remembering(embed: Embed) -> Embed:
+    """The same vectors, made once for each text that comes again."""
+    known: dict[str, NDArray[np.float32]] = {}
+
+    def remembered(texts: Sequence[str]) -> NDArray[np.float32]:
+        if len(known) > MOST_REMEMBERED:
+            known.clear()
+        if missing := [text for text in dict.fromkeys(texts) if text not in known]:
+            known.update(zip(missing, embed(missing), strict=True))
+        return np.stack([known[text] for text in texts])
+
+    return remembered
+
+
+def split_sentences(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, re.split(r"(?<=[.?!])\s+", " ".join(text.split()))))
+
+
 def read_sections(desk: str, page: str) -> Iterable[Section]:
     """The sections of a desk's Markdown, and one that leads to the desk for those who ask for it by name."""
     for block in re.split(r"^## ", page, flags=re.MULTILINE)[1:]:
         heading, _, text = block.partition("\n")
-        sentences = re.split(r"(?<=[.?!])\s+", " ".join(text.split()))
-        yield Section(desk, heading.strip(), tuple(sentence for sentence in sentences if sentence))
+        yield Section(desk, heading.strip(), split_sentences(text))
     yield Section(desk, f"Please put me through to {desk.replace('_', ' ')}")

@@ -1,6 +1,7 @@
 """A small deterministic stand-in for a chat model: it finds answers in a knowledge folder and calls tools.
 
-It reads what any model reads, messages and tool schemas, and the folder's Markdown files, one per desk.
+It reads what any model reads, messages and tool schemas, and the folder's Markdown files, one per desk. Passages of
+documents in the system prompt, one JSON object a line between <passages> and </passages>, are the desk's own knowledge.
 """
 
 import json
@@ -15,6 +16,7 @@ from local.providers.passages import (
     ALIKE,
     FILLERS,
     FITS,
+    MAX_ANSWER_WORDS,
     SHORTEST_FUZZY,
     Embed,
     Index,
@@ -24,6 +26,8 @@ from local.providers.passages import (
     content,
     likeness,
     read_sections,
+    remembering,
+    split_sentences,
     stems,
     tokens,
     vocabulary,
@@ -89,7 +93,7 @@ class Responder:
 
     def __init__(self, *, knowledge: Path, embed: Embed) -> None:
         pages = {page.stem: page.read_text(encoding="utf-8") for page in sorted(knowledge.glob("*.md"))}
-        self._embed = embed
+        self._embed = remembering(embed)
         self._desks = frozenset(pages)
         sections = [section for desk, page in pages.items() for section in read_sections(desk, page)]
         self._index = Index(sections, embed)
@@ -111,6 +115,9 @@ class Responder:
         desk = talk.desk(self._desks)
         matches = self._search(talk)
         own = next((match for match in matches if match.section.desk == desk), None)
+        read = self._read(talk, desk)
+        if read and (own is None or read.score > own.score):
+            own = read
         other = next((match for match in matches if match.section.desk in talk.colleagues), None)
         own_score = own.score if own else 0.0
         if other and not talk.transferred and other.score >= max(FITS, own_score + STAY_BONUS):
@@ -120,6 +127,18 @@ class Responder:
         if talk.transferred or own_score >= FITS:
             return Answer(WELCOME.format(desk=desk.replace("_", " ") or "the right place"))
         return Answer(ASK_AGAIN)
+
+    def _read(self, talk: "Conversation", desk: str) -> Match | None:
+        """The passage of the prompt that answers best; a long one from the sentence that is closest."""
+        if not talk.passages:
+            return None
+        sections = [Section(desk, title, split_sentences(text)) for title, text in talk.passages]
+        best = Index(sections, self._embed).search(talk.question)[0]
+        sentences = best.section.sentences
+        if len(" ".join(sentences).split()) <= MAX_ANSWER_WORDS:
+            return best
+        start = int((self._embed(sentences) @ self._embed([talk.question])[0]).argmax())
+        return Match(Section(desk, best.section.heading, sentences[start:]), best.score)
 
     def _search(self, talk: "Conversation") -> list[Match]:
         matches = self._search_all(talk.question, talk.colleagues)
@@ -148,8 +167,9 @@ class Conversation:
     def __init__(self, messages: Sequence[JSON], tools: Sequence[JSON]) -> None:
         asked = [i for i, message in enumerate(messages) if message["role"] == "user"]
         start = asked[-1] if asked else len(messages)
-        systems = (_text(message) for message in messages if message["role"] == "system")
-        self._opening = next(systems, "").split("\n", 1)[0]
+        system = next((_text(message) for message in messages if message["role"] == "system"), "")
+        self._opening = system.split("\n", 1)[0]
+        self.passages = _passages(system)
         self._questions = [_text(messages[i]) for i in asked]
         self.question = self._questions[-1] if asked else ""
         self.question_before = self._questions[-2] if len(asked) > 1 else ""
@@ -172,6 +192,13 @@ class Conversation:
             if content(question) - _SMALL_TALK - _IN_VAIN and not stems(question) & without:
                 return question.strip()
         return self.question.strip()
+
+
+def _passages(system: str) -> list[tuple[str, str]]:
+    """Heading and text of each passage in the prompt."""
+    found = re.search(r"^<passages>\n(.*?)\n</passages>$", system, re.MULTILINE | re.DOTALL)
+    passages = [json.loads(line) for line in found[1].split("\n")] if found else []
+    return [(passage["title"].rpartition(" > ")[2], passage["text"]) for passage in passages]
 
 
 def _colleagues(transfer: JSON | None) -> tuple[str, dict[str, str]]:

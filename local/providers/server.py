@@ -1,8 +1,8 @@
 """One aiohttp application with both providers' interfaces, its errors and its fault switches.
 
-`POST /faults` with `{"stt"|"tts"|"llm": "ok"|"fail"|"hang"}` changes what requests of that kind do from then
-on: answer, fail with status 500, or stay silent for a minute and then fail. "llm" covers chat completions and
-embeddings. A failing socket of ElevenLabs sends an error for its context and closes. `GET /faults` tells.
+`POST /faults` with `{"stt"|"tts"|"llm"|"embedding": "ok"|"fail"|"hang"}` changes what requests of that kind do
+from then on: answer, fail with status 500, or stay silent for a minute and then fail. A failing socket of
+ElevenLabs sends an error for its context and closes. `GET /faults` tells.
 """
 
 import asyncio

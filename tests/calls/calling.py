@@ -90,7 +90,9 @@ class Fleet:
         spoken = await call.caller.say(line)
         return await call.caller.heard.first_audible_after(spoken.ended_at, within=within)
 
-    async def set_fault(self, part: Literal["stt", "tts", "llm"], mode: Literal["ok", "fail", "hang"]) -> None:
+    async def set_fault(
+        self, part: Literal["stt", "tts", "llm", "embedding"], mode: Literal["ok", "fail", "hang"]
+    ) -> None:
         """Break or mend one stand-in provider."""
         async with httpx.AsyncClient() as http:
             (await http.post(f"{self.providers}/faults", json={part: mode})).raise_for_status()

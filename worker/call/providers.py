@@ -11,9 +11,7 @@ from livekit.agents.voice.agent_session import SessionConnectOptions
 from livekit.plugins import elevenlabs, openai
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-from worker.call.settings import CallSettings
-
-_OPENAI_URL = "https://api.openai.com/v1"
+from worker.call.settings import OPENAI_URL, CallSettings
 
 
 class PromptSTT(openai.STT):
@@ -58,8 +56,7 @@ def open_providers(
     """Build the clients; call it inside `livekit.agents.utils.http_context.open()` unless `http_session` is given."""
     client = AsyncOpenAI(
         api_key=settings.openai_api_key,
-        # Without an address the SDK takes OPENAI_BASE_URL as it is, and an empty one leads nowhere.
-        base_url=settings.openai_base_url or _OPENAI_URL,
+        base_url=settings.openai_base_url or OPENAI_URL,
         max_retries=0,
         timeout=settings.provider_timeout,
         http_client=openai_http,

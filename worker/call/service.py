@@ -13,6 +13,7 @@ from livekit.agents import utils
 
 from graphs.knowledge.catalogue import load_catalogue
 from graphs.llm.openai import OpenAILLM
+from graphs.retrieval import Retrieval
 from graphs.supervisor import build_supervisor
 from graphs.tickets import RedisTickets
 from worker.call import room as rooms
@@ -20,6 +21,7 @@ from worker.call.agent_llm import AgentLLM
 from worker.call.commands import SOCKET_TIMEOUT, commands
 from worker.call.ending import Ending
 from worker.call.errors import ConnectFailed, SpeechNotRendered
+from worker.call.knowledge import open_search
 from worker.call.lifecycle import Call
 from worker.call.phrases import Phrases, open_cache
 from worker.call.presence import Presence
@@ -206,6 +208,7 @@ class _Service:
             open_ticket=RedisTickets(self._client, tenant=session.tenant),
             slots=session.metadata,
             catalogue=load_catalogue(settings.knowledge) if settings.knowledge else None,
+            retrieval=self._open_retrieval(stack),
         )
         clock = TurnClock()
         voice_agent = VoiceAgent(agent, transcript=transcript, clock=clock)
@@ -221,6 +224,15 @@ class _Service:
             spoken=spoken,
             on_first_audio=lambda: self._went_live(session, stack),
         )
+
+    def _open_retrieval(self, stack: AsyncExitStack) -> Retrieval | None:
+        settings = self._settings
+        if settings.knowledge_index is None:
+            return None
+        search = open_search(settings, settings.knowledge_index)
+        stack.push_async_callback(search.aclose)
+        self._keep(stack, search.warm())
+        return Retrieval(search, budget=settings.retrieval_budget)
 
     async def _disconnect(self, room: rtc.Room, connecting: asyncio.Task[None]) -> None:
         """Leave the room, also one that is only being joined."""

@@ -1,14 +1,59 @@
-"""Settings of a call: LiveKit, the providers, the timers and the turn handling."""
+"""Settings of a call: LiveKit, the providers, the knowledge, the timers and the turn handling."""
 
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from worker.fleet.settings import FleetSettings, Seconds
+from worker.fleet.settings import EnvironmentSettings, FleetSettings, Seconds
+
+#: Named because the SDK would take OPENAI_BASE_URL as it is, and an empty one leads nowhere.
+OPENAI_URL = "https://api.openai.com/v1"
 
 
-class CallSettings(FleetSettings):
+class KnowledgeSettings(EnvironmentSettings):
+    """What searching documents needs: a call and `muster knowledge` read the same."""
+
+    knowledge_index: Path | None = Field(
+        default=None,
+        alias="MUSTER_KNOWLEDGE_INDEX",
+        description="file that `muster knowledge add` made; without it no turn is looked up in documents",
+    )
+    retrieval_budget: Seconds = Field(
+        default=0.15,
+        alias="MUSTER_RETRIEVAL_BUDGET",
+        description="how long a turn waits for passages before it goes on without them",
+    )
+    embeddings_model: str | None = Field(
+        default=None,
+        alias="MUSTER_EMBEDDINGS_MODEL",
+        description="model whose vectors let documents be found by meaning too; without it words decide alone",
+    )
+    embeddings_base_url: str | None = Field(
+        default=None,
+        alias="MUSTER_EMBEDDINGS_BASE_URL",
+        description="compatible server of that model, up to and with `/v1`; without it where the chat model is",
+    )
+    embeddings_api_key: str = Field(
+        default="",
+        alias="MUSTER_EMBEDDINGS_API_KEY",
+        repr=False,
+        description="key of that server, which never gets `OPENAI_API_KEY`",
+    )
+    openai_api_key: str = Field(
+        default="",
+        alias="OPENAI_API_KEY",
+        repr=False,
+        description="recognition and model; any text for a server that wants none",
+    )
+    openai_base_url: str | None = Field(
+        default=None,
+        alias="OPENAI_BASE_URL",
+        description="a compatible server, up to and with `/v1`; without it OpenAI's own",
+    )
+
+
+class CallSettings(KnowledgeSettings, FleetSettings):
     """What a worker needs beyond the fleet's settings; durations are in seconds.
 
     `OPENAI_BASE_URL` and `ELEVEN_BASE_URL` point the genuine clients at any compatible server; without them
@@ -21,11 +66,6 @@ class CallSettings(FleetSettings):
 
     openai_api_key: str = Field(
         alias="OPENAI_API_KEY", repr=False, description="recognition and model; any text for a server that wants none"
-    )
-    openai_base_url: str | None = Field(
-        default=None,
-        alias="OPENAI_BASE_URL",
-        description="a compatible server, up to and with `/v1`; without it OpenAI's own",
     )
     eleven_api_key: str = Field(
         alias="ELEVEN_API_KEY", repr=False, description="voice; any text for a server that wants none"

@@ -21,6 +21,15 @@ logger = logging.getLogger(__name__)
 _RETRY = 0.5
 
 
+@dataclass(frozen=True)
+class Citation:
+    """A passage of a document; `title` is the path of headings to it."""
+
+    source: str
+    title: str
+    passage_id: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Turn:
     """One entry of the turn stream; `at` in Unix seconds, `text` as heard by the other side."""
@@ -32,6 +41,8 @@ class Turn:
     specialist: str | None = None
     interrupted: bool = False
     timings: Mapping[str, float] | None = None
+    #: For role "assistant": the passages that lay before the model when it answered.
+    citations: tuple[Citation, ...] = ()
     #: For role "event": what happened, for instance `{"kind": "transfer", "from": …, "to": …}`.
     event: Mapping[str, Any] | None = None
 

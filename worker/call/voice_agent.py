@@ -7,10 +7,18 @@ from collections.abc import AsyncIterable, AsyncIterator
 from livekit import rtc
 from livekit.agents import Agent, ConversationItemAddedEvent, ModelSettings, llm, stt
 
-from graphs.entities import AgentEvent, Message, TextDelta, ToolCalled, Transferred
+from graphs.entities import (
+    AgentEvent,
+    Message,
+    PassagesMissed,
+    PassagesOffered,
+    TextDelta,
+    ToolCalled,
+    Transferred,
+)
 from graphs.ports import AgentPort
 from worker.call.timings import TurnClock
-from worker.call.transcript import Transcript, Turn, event_turn
+from worker.call.transcript import Citation, Transcript, Turn, event_turn
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +36,7 @@ class VoiceAgent(Agent):
         self._clock = clock
         self._turn_id: str | None = None
         self._specialist = agent.active
+        self._offered: tuple[Citation, ...] = ()
 
     async def stt_node(
         self, audio: AsyncIterable[rtc.AudioFrame], model_settings: ModelSettings
@@ -53,6 +62,7 @@ class VoiceAgent(Agent):
         """Store the caller's words before the reply begins; a slow Redis costs `_STORE_LIMIT` at most."""
         self._clock.turn_completed()
         self._turn_id = new_message.id
+        self._offered = ()
         text = new_message.text_content or ""
         self._agent.commit_user(Message(id=new_message.id, role="user", content=text, specialist=self._agent.active))
         self._transcript.add(
@@ -70,10 +80,18 @@ class VoiceAgent(Agent):
         """Note who speaks and what happens in a turn of the conversation."""
         if isinstance(event, TextDelta):
             self._specialist = event.specialist
+        elif isinstance(event, PassagesOffered):
+            self._offer(event)
+        elif isinstance(event, PassagesMissed):
+            self._transcript.add(event_turn(turn_id, {"kind": "passages_missed", "name": event.reason}))
         elif isinstance(event, Transferred):
             self._transcript.add(event_turn(turn_id, {"kind": "transfer", "from": event.source, "to": event.target}))
         elif isinstance(event, ToolCalled):
             self._transcript.add(event_turn(turn_id, {"kind": "tool", "name": event.name}))
+
+    def _offer(self, event: PassagesOffered) -> None:
+        citations = [Citation(passage.source, passage.title, passage.id) for passage in event.passages]
+        self._offered += tuple(citation for citation in citations if citation not in self._offered)
 
     def item_added(self, event: ConversationItemAddedEvent) -> None:
         """Commit a reply with the words that were heard."""
@@ -92,5 +110,7 @@ class VoiceAgent(Agent):
                 specialist=self._specialist,
                 interrupted=item.interrupted,
                 timings=timings.to_json() if timings else None,
+                # An apology in the place of a failed reply is no model's answer.
+                citations=self._offered if "llm_node_ttft" in item.metrics else (),
             )
         )
