@@ -294,6 +294,8 @@ class Container:
     def _mounts(self, root: Path) -> Iterator[str]:
         """Shell commands that put together the container's root; only its own tmpfs and volumes can be written."""
         yield f"mount -t tmpfs -o mode=0755 image {root}"
+        yield from self._writable(root)
+        # After the container's own /tmp: this tree, and with it its Python, may lie in the machine's.
         for source, target in _machine():
             yield _bind(source, root, target)
         for path, target in image().sources.items():
@@ -306,6 +308,12 @@ class Container:
             yield _bind(own, root, f"/etc/{file}")
         yield f"mkdir -p {root}/proc {root}/dev && mount -t proc proc {root}/proc && mount --rbind /dev {root}/dev"
         yield f"mount -t tmpfs -o mode=1777 shm {root}/dev/shm"
+        if self._described["read_only"]:
+            yield f"mount -o remount,ro {root}"
+
+    def _writable(self, root: Path) -> Iterator[str]:
+        """What it may write: its tmpfs and volumes."""
+        user, _, group = image().user.partition(":")
         for described in self._described["tmpfs"]:
             path, _, options = described.partition(":")
             options = f"noexec,nosuid,nodev,{options or 'mode=1777'}"
@@ -313,8 +321,6 @@ class Container:
         for described in self._described.get("volumes", []):
             path = described.split(":")[1]
             yield f"mkdir -p {root}{path} && mount -t tmpfs -o uid={user},gid={group},mode=0700 volume {root}{path}"
-        if self._described["read_only"]:
-            yield f"mount -o remount,ro {root}"
 
 
 def _machine() -> Iterator[tuple[Path, str]]:

@@ -109,7 +109,7 @@ class HttpServer:
     def health_delay(self) -> float:
         """Seconds until `/health` answers a new connection with 200."""
         asked_at = time.monotonic()
-        assert self.ask(b"GET /health HTTP/1.1\r\nHost: muster\r\n\r\n").status == 200
+        assert self.ask(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").status == 200
         return time.monotonic() - asked_at
 
     def _wait(self) -> int:

@@ -115,7 +115,7 @@ async def test_a_barge_in_tells_when_the_agent_fell_silent(livekit: Stack, speec
         barge_in = await caller.barge_in(speech[: SAMPLE_RATE // 2], after=1.0, within=5)
         spoken = await reply
     assert barge_in.utterance.started_at >= spoken.started_at + 1.0
-    assert barge_in.agent_silent_at == pytest.approx(spoken.ended_at, abs=0.15)
+    assert barge_in.agent_silent_at == pytest.approx(spoken.ended_at, abs=0.5)
     assert barge_in.silenced_after == barge_in.agent_silent_at - barge_in.utterance.started_at > 0
 
 

@@ -18,16 +18,16 @@ from tests.http_server import HttpServer, is_closed, is_unanswered, logged_lines
 from tests.open_fleet import open_joins
 from tests.redis_server import RedisServer
 
-HALF_A_HEAD = b"POST /join HTTP/1.1\r\nHost: muster\r\nContent-Type: appl"
+HALF_A_HEAD = b"POST /join HTTP/1.1\r\nHost: localhost\r\nContent-Type: appl"
 HALF_A_BODY = (
-    b'POST /join HTTP/1.1\r\nHost: muster\r\nContent-Type: application/json\r\nContent-Length: 400\r\n\r\n{"room": '
+    b'POST /join HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 400\r\n\r\n{"room": '
 )
 JOIN = (
-    b"POST /join HTTP/1.1\r\nHost: muster\r\nContent-Type: application/json\r\nContent-Length: 34\r\n\r\n"
+    b"POST /join HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 34\r\n\r\n"
     b'{"room": "hall", "user_id": "ada"}'
 )
-HEALTH = b"GET /health HTTP/1.1\r\nHost: muster\r\n\r\n"
-STREAM = b"GET /test/events HTTP/1.1\r\nHost: muster\r\n\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+STREAM = b"GET /test/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_a_client_that_says_nothing_is_left_without_a_word(impatient: HttpServer
 
 
 def test_a_client_that_does_not_read_its_answer_loses_it(impatient: HttpServer) -> None:
-    with impatient.connect(b"GET /test/flood HTTP/1.1\r\nHost: muster\r\n\r\n") as client:
+    with impatient.connect(b"GET /test/flood HTTP/1.1\r\nHost: localhost\r\n\r\n") as client:
         time.sleep(1)
         received = 0
         with suppress(ConnectionResetError):
@@ -142,8 +142,8 @@ def test_the_longest_arriving_connection_gives_way_to_a_new_one(redis_server: Re
 
 REFUSED = {
     "no request": (b"hello\r\n\r\n", 400, "bad_request"),
-    "a control character": (b"GET /health\x00 HTTP/1.1\r\nHost: muster\r\n\r\n", 400, "bad_request"),
-    "another protocol": (b"GET /health HTTP/3.0\r\nHost: muster\r\n\r\n", 400, "bad_request"),
+    "a control character": (b"GET /health\x00 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, "bad_request"),
+    "another protocol": (b"GET /health HTTP/3.0\r\nHost: localhost\r\n\r\n", 400, "bad_request"),
     "no host": (b"GET /health HTTP/1.1\r\n\r\n", 400, "bad_request"),
     "two lengths": (HEALTH[:-2] + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab", 400, "bad_request"),
     "length and chunks": (
@@ -162,7 +162,7 @@ REFUSED = {
     "a NUL in a header": (HEALTH[:-2] + b"X-Nul: a\x00b\r\n\r\n", 400, "bad_request"),
     "an underscore in a header": (HEALTH[:-2] + b"Content_Length: 5\r\n\r\n", 400, "bad_request"),
     "an address that is too long": (
-        b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\nHost: muster\r\n\r\n",
+        b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
         414,
         "uri_too_long",
     ),
@@ -203,7 +203,7 @@ def test_a_body_that_breaks_off_does_not_reach_the_application(server: HttpServe
 
 def test_requests_in_one_connection_are_answered_in_turn(server: HttpServer) -> None:
     body = b'{"session_id": "unknown"}'
-    leave = b"POST /leave HTTP/1.1\r\nHost: muster\r\nContent-Type: application/json\r\n"
+    leave = b"POST /leave HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     expecting = leave + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
     chunked = leave + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
     with server.connect(expecting) as client:
@@ -221,7 +221,7 @@ def test_answers_do_not_tell_the_version_of_the_server(server: HttpServer) -> No
 
 
 def test_a_defect_is_found_in_the_log_by_its_request_id(server: HttpServer) -> None:
-    answer = server.ask(b"GET /test/defect HTTP/1.1\r\nHost: muster\r\nX-Request-Id: find-me\r\n\r\n")
+    answer = server.ask(b"GET /test/defect HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: find-me\r\n\r\n")
 
     assert (answer.status, json.loads(answer.body)["request_id"]) == (500, "find-me")
     assert b"broken on purpose" not in answer.body
@@ -237,7 +237,7 @@ def test_sigterm_lets_requests_finish_and_ends_streams(redis_server: RedisServer
         HttpServer(*options, log=log, environ={"REDIS_URL": redis_server.url}) as server,
         server.connect(STREAM) as stream,
         server.connect(HEALTH) as idle,
-        server.connect(b"GET /test/nap HTTP/1.1\r\nHost: muster\r\n\r\n") as napping,
+        server.connect(b"GET /test/nap HTTP/1.1\r\nHost: localhost\r\n\r\n") as napping,
     ):
         read_until(stream, b"event: open")
         assert read_answer(idle).status == 200
