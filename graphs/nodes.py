@@ -9,6 +9,7 @@ from langgraph.runtime import Runtime
 
 from graphs.entities import (
     AgentEvent,
+    Exchange,
     JSONObject,
     TextDelta,
     Token,
@@ -18,7 +19,6 @@ from graphs.entities import (
     ToolSchema,
     Transferred,
     UsageReported,
-    exchange,
 )
 from graphs.errors import ToolError, ToolRefused
 from graphs.ports import LLMPort
@@ -81,7 +81,8 @@ def answer(specialist: Specialist, *, roster: Roster, llm: LLMPort, retrieval: R
         found = await retrieval.look_up(specialist, state, runtime) if retrieval else Update()
         tools = offered_tools(specialist, state, roster)
         calls: list[ToolCall] = []
-        async with aclosing(llm(prompt(specialist, {**state, **found}), tools)) as events:
+        messages = prompt(specialist, {**state, **found}, runtime.context)
+        async with aclosing(llm(messages, tools)) as events:
             async for event in events:
                 match event:
                     case Token(text) if text:
@@ -136,6 +137,8 @@ class _Desk:
     async def _use_tool(self, call: ToolCall) -> JSONObject:
         tool = self._asking.tool(call.name)
         arguments = parse_arguments(call, tool.schema)
+        if tool.has_side_effects:
+            await self._turn.confirmed.wait()
         self._emit(ToolCalled(name=tool.name, call_id=call.id))
         return await tool.run(arguments, idempotency_key=f"{self._turn.turn_id}:{call.id}")
 
@@ -144,20 +147,14 @@ def run_tools(roster: Roster) -> Node:
     """Runs what the model asked for, hand-overs included; each call is remembered as soon as it is done."""
 
     async def node(state: State, runtime: Runtime[Turn]) -> Update:
-        desk = _Desk(state, roster, runtime)
+        desk, turn = _Desk(state, roster, runtime), runtime.context
         update: Update = {"calls": [], "messages": []}
         for record in state["calls"]:
             call, asking = ToolCall(**record), desk.active
             result = await desk.run(call)
-            messages = exchange(
-                turn_id=runtime.context.turn_id,
-                call=call,
-                result=result,
-                specialist=asking,
-                receiver=desk.active,
-            )
-            runtime.context.remember(messages, desk.active)
-            update["messages"] += [message.record() for message in messages]
+            exchange = Exchange(turn.turn_id, call, result, specialist=asking, receiver=desk.active)
+            turn.remember(exchange)
+            update["messages"] += [message.record() for message in exchange.messages]
         return update | {"active": desk.active, "hops": desk.hops}
 
     return node

@@ -16,12 +16,16 @@ TRANSFER = "transfer_to"
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """Something a specialist can do; `parameters` is a JSON schema of a flat object."""
+    """Something a specialist can do; `parameters` is a JSON schema of a flat object.
+
+    Without side effects it may run for words that the caller has not finished saying.
+    """
 
     name: str
     description: str
     parameters: Mapping[str, Any]
     run: ToolPort
+    has_side_effects: bool = True
 
     @property
     def schema(self) -> ToolSchema:
