@@ -1,5 +1,6 @@
 """Reading requests and sending speech: what both providers' interfaces share."""
 
+import uuid
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
@@ -54,7 +55,8 @@ async def collect_speech(pieces: AsyncIterator[Piece], entry: Entry) -> bytes:
 
 async def stream_speech(request: web.Request, pieces: AsyncIterator[Piece], entry: Entry) -> web.StreamResponse:
     """Sends raw PCM piece by piece."""
-    response = web.StreamResponse(headers={"Content-Type": "audio/pcm"})
+    headers = {"Content-Type": "audio/pcm", "X-Request-Id": f"req_{uuid.uuid4().hex}"}
+    response = web.StreamResponse(headers=headers)
     await response.prepare(request)
     async for piece in pieces:
         entry.mark_first()

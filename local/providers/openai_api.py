@@ -17,13 +17,14 @@ from pydantic import ConfigDict, Field
 from local.providers.audio import read_wav, write_wav
 from local.providers.errors import UnsupportedFormat
 from local.providers.exchange import Body, collect_speech, parse, read_upload, stream_speech
-from local.providers.faults import Faults
+from local.providers.faults import Faults, Provider
 from local.providers.journal import Journal
 from local.providers.models import Models
 from local.providers.recognition import Transcript
 from local.providers.responder import Answer, ToolCall
 from local.providers.voice import DEFAULT_SPEAKER
 
+PROVIDER: Provider = "openai"
 #: Samples per second.
 SPEECH_RATE = 24_000
 #: What an English text has on average: usage is an estimate here.
@@ -110,8 +111,8 @@ class OpenAIInterface:
         ]
 
     async def transcribe(self, request: web.Request) -> web.Response:
-        with self._journal.request("stt") as entry:
-            await self._faults.pass_through("stt")
+        with self._journal.request("stt", PROVIDER) as entry:
+            await self._faults.pass_through("stt", PROVIDER)
             content, fields = await read_upload(request, needed="model")
             transcript = await self._models.transcribe(read_wav(content))
             entry.text, entry.audio = transcript.text, transcript.seconds
@@ -121,8 +122,8 @@ class OpenAIInterface:
         speech = parse(await request.read(), SpeechRequest)
         if speech.response_format not in ("pcm", "wav"):
             raise UnsupportedFormat("response_format: the stand-in provider speaks 'pcm' and 'wav' only.")
-        with self._journal.request("tts", text=speech.input) as entry:
-            await self._faults.pass_through("tts")
+        with self._journal.request("tts", PROVIDER, text=speech.input) as entry:
+            await self._faults.pass_through("tts", PROVIDER)
             pieces = self._models.speak(speech.input, rate=SPEECH_RATE, speaker=speech.speaker, speed=speech.speed)
             if speech.response_format == "pcm":
                 return await stream_speech(request, pieces, entry)
@@ -132,8 +133,8 @@ class OpenAIInterface:
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         chat = parse(await request.read(), ChatRequest)
-        with self._journal.request("llm") as entry:
-            await self._faults.pass_through("llm")
+        with self._journal.request("llm", PROVIDER) as entry:
+            await self._faults.pass_through("llm", PROVIDER)
             messages = [message.model_dump() for message in chat.messages]
             answer = await self._models.answer(messages, [tool.model_dump() for tool in chat.tools or ()])
             entry.text = answer.text or ", ".join(call.name for call in answer.tool_calls)
@@ -158,8 +159,8 @@ class OpenAIInterface:
     async def embed(self, request: web.Request) -> web.Response:
         wanted = parse(await request.read(), EmbeddingsRequest)
         texts = [wanted.input] if isinstance(wanted.input, str) else wanted.input
-        with self._journal.request("embedding"):
-            await self._faults.pass_through("embedding")
+        with self._journal.request("embedding", PROVIDER):
+            await self._faults.pass_through("embedding", PROVIDER)
             vectors, tokens = await self._models.embed(texts)
         data = [
             {"object": "embedding", "index": index, "embedding": encoded(vector, wanted.encoding_format)}

@@ -25,7 +25,7 @@ from worker.call.knowledge import open_search
 from worker.call.lifecycle import Call
 from worker.call.phrases import Phrases, open_cache
 from worker.call.presence import Presence
-from worker.call.providers import open_providers
+from worker.call.providers import Providers, open_providers
 from worker.call.settings import CallSettings
 from worker.call.timings import TurnClock
 from worker.call.transcript import Transcript
@@ -165,10 +165,12 @@ class _Service:
         stack.callback(presence.close)
         connecting = asyncio.create_task(rooms.connect(room, session, self._settings))
         stack.push_async_callback(self._disconnect, room, connecting)
+        providers = open_providers(self._settings)
+        stack.push_async_callback(providers.aclose)
         spoken: dict[str, bytes] = {}
-        greeting = self._render(spoken, stack)
+        greeting = self._render(providers, spoken, stack)
         transcript = self._open_transcript(session, stack)
-        call = self._build(session, room, transcript, spoken, stack)
+        call = self._build(session, room, providers, transcript, spoken, stack)
         stack.push_async_callback(self._leave, session, call, transcript, connecting)
         if not await self._ending.unless_decided(_enter(connecting, call)):
             return
@@ -177,12 +179,12 @@ class _Service:
             call.greet()
             await self._ending.wait()
 
-    def _render(self, spoken: dict[str, bytes], stack: AsyncExitStack) -> asyncio.Task[None]:
+    def _render(self, providers: Providers, spoken: dict[str, bytes], stack: AsyncExitStack) -> asyncio.Task[None]:
         """Fetch the fixed phrases' audio into `spoken`; the greeting's task, which the call cannot do without."""
         settings = self._settings
         cache = open_cache(settings)
         stack.push_async_callback(cache.aclose)
-        phrases = Phrases(settings, cache=cache)
+        phrases = Phrases(providers.voices, cache=cache, timeout=settings.provider_timeout)
 
         async def load_greeting() -> None:
             spoken[settings.greeting] = await phrases.load(settings.greeting)
@@ -196,13 +198,12 @@ class _Service:
         self,
         session: Session,
         room: rtc.Room,
+        providers: Providers,
         transcript: Transcript,
         spoken: Mapping[str, bytes],
         stack: AsyncExitStack,
     ) -> Call:
         settings = self._settings
-        providers = open_providers(settings)
-        stack.push_async_callback(providers.aclose)
         agent = build_supervisor(
             llm=OpenAILLM(providers.openai, model=settings.llm_model, timeout=settings.provider_timeout),
             open_ticket=RedisTickets(self._client, tenant=session.tenant),

@@ -1,0 +1,95 @@
+"""ElevenLabs' recognition and voice."""
+
+from typing import Any
+
+import aiohttp
+from livekit.agents import APIConnectOptions, NotGivenOr, stt, tts, utils
+from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS, NOT_GIVEN
+from livekit.plugins import elevenlabs
+
+from worker.call.speech.patience import bounded
+
+
+class ElevenLabsSTT:
+    """`STTPort` by `/speech-to-text`."""
+
+    name = "elevenlabs"
+
+    def __init__(
+        self,
+        *,
+        api_key: str,
+        base_url: str | None,
+        model: str,
+        http_session: aiohttp.ClientSession | None = None,
+    ) -> None:
+        self._api_key = api_key
+        self._base_url = base_url
+        self._model = model
+        self._http_session = http_session
+
+    def open(self) -> stt.STT[Any]:
+        """Whole utterances, one request each."""
+        return PromptSTT(
+            api_key=self._api_key,
+            base_url=self._base_url or NOT_GIVEN,
+            model=self._model,
+            language_code="en",
+            # "(laughter)" is nothing that a caller said.
+            tag_audio_events=False,
+            http_session=self._http_session,
+        )
+
+
+class ElevenLabsTTS:
+    """`TTSPort` by the socket `/text-to-speech/{voice}/multi-stream-input`."""
+
+    name = "elevenlabs"
+
+    def __init__(
+        self,
+        *,
+        api_key: str,
+        base_url: str | None,
+        model: str,
+        voice: str,
+        http_session: aiohttp.ClientSession | None = None,
+    ) -> None:
+        self._api_key = api_key
+        self._base_url = base_url
+        self._model = model
+        self._voice = voice
+        self._http_session = http_session
+
+    @property
+    def voice(self) -> str:
+        """Provider, model and voice."""
+        return f"{self.name}/{self._model}/{self._voice}"
+
+    def open(self) -> tts.TTS[Any]:
+        """Sentences as they are complete, one socket for all of them; each word is timed."""
+        return elevenlabs.TTS(
+            api_key=self._api_key,
+            base_url=self._base_url or NOT_GIVEN,
+            model=self._model,
+            voice_id=self._voice,
+            # Raw samples need no decoder, and each sentence comes with the times of its characters.
+            encoding="pcm_24000",
+            # The words as they were written: what was spoken is looked up in the text.
+            preferred_alignment="original",
+            http_session=self._http_session,
+        )
+
+
+class PromptSTT(elevenlabs.STT):
+    """The plugin with a bound on the whole request."""
+
+    async def _recognize_impl(
+        self,
+        buffer: utils.AudioBuffer,
+        *,
+        language: NotGivenOr[str] = NOT_GIVEN,
+        conn_options: APIConnectOptions = DEFAULT_API_CONNECT_OPTIONS,
+    ) -> stt.SpeechEvent:
+        async with bounded(conn_options.timeout):
+            return await super()._recognize_impl(buffer, language=language, conn_options=conn_options)
