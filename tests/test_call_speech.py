@@ -8,12 +8,15 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import redis.asyncio
 from livekit import rtc
 from livekit.agents import APIConnectOptions, APIError, metrics, stt, tts, utils
 from livekit.agents.types import USERDATA_TIMED_TRANSCRIPT, TimedString
 from openai import AsyncOpenAI
 
 from tests.provider_server import ProviderServer, assert_heard, words
+from worker.call.errors import SpeechNotRendered
+from worker.call.phrases import Phrases
 from worker.call.ports import SAMPLE_RATE, STTPort, TTSPort
 from worker.call.settings import CallSettings
 from worker.call.speech.elevenlabs import ElevenLabsSTT, ElevenLabsTTS
@@ -423,6 +426,33 @@ async def test_voices_of_different_rates_are_refused(ports: Ports) -> None:
     narrow = Narrow(ports.client, model="any", voice="any")
     with pytest.raises(ValueError, match="24000"):
         FallbackTTS([ports.speaking("elevenlabs"), narrow], timeout=PATIENT).open()
+
+
+async def test_a_phrase_is_rendered_by_the_first_voice_that_works_and_soon_by_the_preferred_one_again(
+    providers: ProviderServer, ports: Ports, redis_url: str
+) -> None:
+    voices = [ports.speaking(name) for name in ("elevenlabs", "openai")]
+    async with redis.asyncio.Redis.from_url(redis_url) as cache:
+        phrases = Phrases(voices, cache=cache, timeout=PATIENT)
+
+        async def kept() -> list[int]:
+            return [await cache.ttl(key) async for key in cache.scan_iter("muster:{speech}:*")]
+
+        since = len(providers.requests("tts"))
+        async with providers.fault(elevenlabs_tts="fail"):
+            audio = await phrases.load("Hello, this is a phrase.")
+            assert await phrases.load("Hello, this is a phrase.") == audio
+        assert served(providers, "tts", since) == ["openai"]
+        [seconds] = await kept()
+        assert 0 < seconds <= 300
+        await cache.flushdb()
+        assert await phrases.load("Hello, this is a phrase.")
+        assert served(providers, "tts", since) == ["openai", "elevenlabs"]
+        [seconds] = await kept()
+        assert seconds > 24 * 3600
+        async with providers.fault(tts="fail"):
+            with pytest.raises(SpeechNotRendered):
+                await phrases.load("Nobody says this.")
 
 
 @pytest.fixture

@@ -407,8 +407,6 @@ async def test_documents_are_found_by_meaning(hybrid: HybridSearch) -> None:
 async def test_when_the_embeddings_fail_words_find_the_documents(
     providers: ProviderServer, hybrid: HybridSearch
 ) -> None:
-    providers: ProviderServer, hybrid: HybridSearch
-) -> None:
     async with providers.fault(embedding="fail"):
         assert not await hybrid.search("Where may I leave my vehicle?", k=2)
         (found, *_) = await hybrid.search("Is there parking for my vehicle?", k=2)
