@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 
 from local.providers.audio import read_wav, write_wav
 from local.providers.errors import UnsupportedFormat
-from local.providers.exchange import Body, collect_speech, parse, read_upload, stream_speech
+from local.providers.exchange import Body, collect_speech, event, parse, read_upload, stream_speech
 from local.providers.faults import Faults, Provider
 from local.providers.journal import Journal
 from local.providers.models import Models
@@ -68,6 +68,7 @@ class SpeechRequest(Body):
     voice: str | dict[str, str] = DEFAULT_SPEAKER
     response_format: str = "mp3"
     speed: float = Field(default=1.0, ge=0.25, le=4.0)
+    stream_format: Literal["audio", "sse"] = "audio"
 
     @property
     def speaker(self) -> str:
@@ -126,7 +127,7 @@ class OpenAIInterface:
             await self._faults.pass_through("tts", PROVIDER)
             pieces = self._models.speak(speech.input, rate=SPEECH_RATE, speaker=speech.speaker, speed=speech.speed)
             if speech.response_format == "pcm":
-                return await stream_speech(request, pieces, entry)
+                return await stream_speech(request, pieces, entry, as_events=speech.stream_format == "sse")
             # A WAV header states the length, so the whole speech has to be there first.
             content = write_wav(await collect_speech(pieces, entry), rate=SPEECH_RATE)
         return web.Response(body=content, content_type="audio/wav")
@@ -150,7 +151,7 @@ class OpenAIInterface:
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
         for chunk in completion.chunks():
-            await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+            await response.write(event(chunk))
             await asyncio.sleep(self._token_interval)
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()

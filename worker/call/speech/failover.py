@@ -52,7 +52,9 @@ class Failover(Generic[AnyProvider]):
         self._providers = tuple(providers)
         self._probe = probe
         self._pauses = tuple(pauses)
+        #: Of those that failed.
         self._probes: dict[AnyProvider, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         #: The one that served last.
         self.current = self._providers[0]
@@ -80,7 +82,7 @@ class Failover(Generic[AnyProvider]):
     async def aclose(self) -> None:
         """End the probes and close the providers."""
         self._closed = True
-        await utils.aio.cancel_and_wait(*self._probes.values())
+        await utils.aio.cancel_and_wait(*self._tasks)
         for provider in self._providers:
             await provider.aclose()
 
@@ -100,11 +102,13 @@ class Failover(Generic[AnyProvider]):
             answer = await ask(provider)
         except APIError:
             if provider not in self._probes and not self._closed:
-                self._probes[provider] = asyncio.create_task(self._watch(provider))
+                self._probes[provider] = watch = asyncio.create_task(self._watch(provider))
+                self._tasks.add(watch)
+                watch.add_done_callback(self._tasks.discard)
             raise
         self.current = provider
-        if probing := self._probes.pop(provider, None):
-            probing.cancel()
+        if provider in self._probes:
+            self._probes.pop(provider).cancel()
         return answer
 
     async def _watch(self, provider: AnyProvider) -> None:
@@ -116,7 +120,9 @@ class Failover(Generic[AnyProvider]):
                 logger.info(
                     "a provider does not answer yet", extra={"provider": provider.label, "error": type(error).__name__}
                 )
-                continue
-            break
-        del self._probes[provider]
-        logger.info("a provider answers again", extra={"provider": provider.label})
+            except Exception:
+                logger.exception("a probe broke", extra={"provider": provider.label})
+            else:
+                del self._probes[provider]
+                logger.info("a provider answers again", extra={"provider": provider.label})
+                return
