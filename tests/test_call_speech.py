@@ -19,7 +19,7 @@ from worker.call.errors import SpeechNotRendered
 from worker.call.phrases import Phrases
 from worker.call.ports import SAMPLE_RATE, STTPort, TTSPort
 from worker.call.settings import CallSettings
-from worker.call.speech.elevenlabs import ElevenLabsSTT, ElevenLabsTTS
+from worker.call.speech.elevenlabs import Account, ElevenLabsSTT, ElevenLabsTTS
 from worker.call.speech.fallback_stt import FallbackSTT
 from worker.call.speech.fallback_tts import FallbackTTS
 from worker.call.speech.openai import OpenAISTT, OpenAITTS
@@ -58,12 +58,12 @@ class Ports:
     """The adapters, pointed at the stand-in."""
 
     client: AsyncOpenAI
-    url: str
+    account: Account
 
     def hearing(self, *names: str, pauses: Sequence[float] = SOON) -> STTPort:
         ports: dict[str, STTPort] = {
             "openai": OpenAISTT(self.client, model="gpt-4o-mini-transcribe"),
-            "elevenlabs": ElevenLabsSTT(api_key="any", base_url=self.url, model="scribe_v2"),
+            "elevenlabs": ElevenLabsSTT(self.account, model="scribe_v2"),
         }
         if names == ("fallback",):
             names = PROVIDERS
@@ -74,7 +74,7 @@ class Ports:
     def speaking(self, *names: str, pauses: Sequence[float] = SOON) -> TTSPort:
         ports: dict[str, TTSPort] = {
             "openai": OpenAITTS(self.client, model="gpt-4o-mini-tts", voice="ash"),
-            "elevenlabs": ElevenLabsTTS(api_key="any", base_url=self.url, model="eleven_turbo_v2_5", voice="agent"),
+            "elevenlabs": ElevenLabsTTS(self.account, model="eleven_turbo_v2_5", voice="agent"),
         }
         if names == ("fallback",):
             names = PROVIDERS[::-1]
@@ -85,7 +85,7 @@ class Ports:
 
 @pytest.fixture
 def ports(client: AsyncOpenAI, providers: ProviderServer, session: None) -> Ports:
-    return Ports(client, f"{providers.url}/v1")
+    return Ports(client, Account(api_key="any", base_url=f"{providers.url}/v1"))
 
 
 @pytest.fixture

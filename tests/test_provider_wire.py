@@ -175,6 +175,12 @@ def multipart(request: Recorded) -> dict[str, Any]:
     return fields
 
 
+def assert_voice(wav: bytes) -> None:
+    with wave.open(BytesIO(wav)) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 16_000)
+        assert file.readframes(file.getnframes()) == SAMPLES
+
+
 def comparable(request: Recorded) -> dict[str, Any]:
     """All of a request except where it went and what is drawn at random."""
     text = repr(request.body)
@@ -223,9 +229,7 @@ def test_recognition_uploads_the_samples_as_a_wav_file(wire: Wire) -> None:
     kind, content = fields.pop("file")
     assert fields == {"model": b"gpt-4o-mini-transcribe", "language": b"en", "response_format": b"json"}
     assert kind == "audio/wav"
-    with wave.open(BytesIO(content)) as file:
-        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 16_000)
-        assert file.readframes(file.getnframes()) == SAMPLES
+    assert_voice(content)
 
 
 def test_the_front_desk_asks_the_model_for_a_stream_and_offers_its_tools(wire: Wire) -> None:
@@ -268,9 +272,7 @@ def test_elevenlabs_recognises_the_samples_as_a_wav_file(wire: Wire) -> None:
     kind, content = fields.pop("file")
     assert fields == {"model_id": b"scribe_v2", "language_code": b"en", "tag_audio_events": b"false"}
     assert kind == "audio/x-wav"
-    with wave.open(BytesIO(content)) as file:
-        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 16_000)
-        assert file.readframes(file.getnframes()) == SAMPLES
+    assert_voice(content)
 
 
 def test_openai_speaks_a_sentence_as_raw_samples(wire: Wire) -> None:

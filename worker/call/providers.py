@@ -10,7 +10,7 @@ from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from worker.call.ports import STTPort, TTSPort
 from worker.call.settings import ELEVENLABS, OPENAI, OPENAI_URL, CallSettings
-from worker.call.speech.elevenlabs import ElevenLabsSTT, ElevenLabsTTS
+from worker.call.speech.elevenlabs import Account, ElevenLabsSTT, ElevenLabsTTS
 from worker.call.speech.fallback_stt import FallbackSTT
 from worker.call.speech.fallback_tts import FallbackTTS
 from worker.call.speech.openai import OpenAISTT, OpenAITTS
@@ -48,42 +48,28 @@ def open_providers(
         timeout=settings.provider_timeout,
         http_client=openai_http,
     )
-    voices = _voices(settings, client, http_session)
+    account = Account(api_key=settings.eleven_api_key, base_url=settings.eleven_base_url, http_session=http_session)
+    voices = _voices(settings, client, account)
     return Providers(
-        stt=FallbackSTT(_ears(settings, client, http_session), timeout=settings.provider_timeout).open(),
+        stt=FallbackSTT(_ears(settings, client, account), timeout=settings.provider_timeout).open(),
         tts=FallbackTTS(voices, timeout=settings.provider_timeout).open(),
         openai=client,
         voices=voices,
     )
 
 
-def _ears(
-    settings: CallSettings, client: AsyncOpenAI, http_session: aiohttp.ClientSession | None
-) -> tuple[STTPort, ...]:
+def _ears(settings: CallSettings, client: AsyncOpenAI, account: Account) -> tuple[STTPort, ...]:
     ears: dict[str, STTPort] = {
         OPENAI: OpenAISTT(client, model=settings.stt_model),
-        ELEVENLABS: ElevenLabsSTT(
-            api_key=settings.eleven_api_key,
-            base_url=settings.eleven_base_url,
-            model=settings.eleven_stt_model,
-            http_session=http_session,
-        ),
+        ELEVENLABS: ElevenLabsSTT(account, model=settings.eleven_stt_model),
     }
     return tuple(ears[name] for name in settings.stt_order)
 
 
-def _voices(
-    settings: CallSettings, client: AsyncOpenAI, http_session: aiohttp.ClientSession | None
-) -> tuple[TTSPort, ...]:
+def _voices(settings: CallSettings, client: AsyncOpenAI, account: Account) -> tuple[TTSPort, ...]:
     voices: dict[str, TTSPort] = {
         OPENAI: OpenAITTS(client, model=settings.openai_tts_model, voice=settings.openai_voice),
-        ELEVENLABS: ElevenLabsTTS(
-            api_key=settings.eleven_api_key,
-            base_url=settings.eleven_base_url,
-            model=settings.tts_model,
-            voice=settings.voice_id,
-            http_session=http_session,
-        ),
+        ELEVENLABS: ElevenLabsTTS(account, model=settings.tts_model, voice=settings.voice_id),
     }
     return tuple(voices[name] for name in settings.tts_order)
 

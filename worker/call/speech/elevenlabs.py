@@ -1,5 +1,6 @@
 """ElevenLabs' recognition and voice."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -10,34 +11,35 @@ from livekit.plugins import elevenlabs
 from worker.call.speech.patience import bounded
 
 
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """Whose requests they are and where they go; without `base_url` to ElevenLabs itself."""
+
+    api_key: str = field(repr=False)
+    base_url: str | None = None
+    #: Stays open; without it the session of the surrounding `http_context`.
+    http_session: aiohttp.ClientSession | None = None
+
+
 class ElevenLabsSTT:
     """`STTPort` by `/speech-to-text`."""
 
     name = "elevenlabs"
 
-    def __init__(
-        self,
-        *,
-        api_key: str,
-        base_url: str | None,
-        model: str,
-        http_session: aiohttp.ClientSession | None = None,
-    ) -> None:
-        self._api_key = api_key
-        self._base_url = base_url
+    def __init__(self, account: Account, *, model: str) -> None:
+        self._account = account
         self._model = model
-        self._http_session = http_session
 
     def open(self) -> stt.STT[Any]:
         """Whole utterances, one request each."""
         return PromptSTT(
-            api_key=self._api_key,
-            base_url=self._base_url or NOT_GIVEN,
+            api_key=self._account.api_key,
+            base_url=self._account.base_url or NOT_GIVEN,
             model=self._model,
             language_code="en",
             # "(laughter)" is nothing that a caller said.
             tag_audio_events=False,
-            http_session=self._http_session,
+            http_session=self._account.http_session,
         )
 
 
@@ -46,20 +48,10 @@ class ElevenLabsTTS:
 
     name = "elevenlabs"
 
-    def __init__(
-        self,
-        *,
-        api_key: str,
-        base_url: str | None,
-        model: str,
-        voice: str,
-        http_session: aiohttp.ClientSession | None = None,
-    ) -> None:
-        self._api_key = api_key
-        self._base_url = base_url
+    def __init__(self, account: Account, *, model: str, voice: str) -> None:
+        self._account = account
         self._model = model
         self._voice = voice
-        self._http_session = http_session
 
     @property
     def voice(self) -> str:
@@ -69,15 +61,15 @@ class ElevenLabsTTS:
     def open(self) -> tts.TTS[Any]:
         """Sentences as they are complete, one socket for all of them; each word is timed."""
         return elevenlabs.TTS(
-            api_key=self._api_key,
-            base_url=self._base_url or NOT_GIVEN,
+            api_key=self._account.api_key,
+            base_url=self._account.base_url or NOT_GIVEN,
             model=self._model,
             voice_id=self._voice,
             # Raw samples need no decoder, and each sentence comes with the times of its characters.
             encoding="pcm_24000",
             # The words as they were written: what was spoken is looked up in the text.
             preferred_alignment="original",
-            http_session=self._http_session,
+            http_session=self._account.http_session,
         )
 
 
