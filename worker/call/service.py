@@ -28,8 +28,8 @@ from worker.call.presence import Presence
 from worker.call.providers import open_providers
 from worker.call.settings import CallSettings
 from worker.call.timings import TurnClock
-from worker.call.transcript import Transcript
 from worker.call.voice_agent import VoiceAgent
+from worker.conversation.transcript import Transcript, exchange_turn
 from worker.fleet import admission, records
 from worker.fleet.child import Child
 from worker.fleet.errors import MoveRefused, RecordUnreadable, SessionNotFound, StateUnavailable
@@ -209,6 +209,7 @@ class _Service:
             slots=session.metadata,
             catalogue=load_catalogue(settings.knowledge) if settings.knowledge else None,
             retrieval=self._open_retrieval(stack),
+            on_exchange=lambda exchange: transcript.add(exchange_turn(exchange)),
         )
         clock = TurnClock()
         voice_agent = VoiceAgent(agent, transcript=transcript, clock=clock)
