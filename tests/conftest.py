@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -49,3 +50,12 @@ def providers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderServ
     """A stand-in provider server of a module's own."""
     with provider_server(tmp_path_factory.mktemp("providers") / "requests.jsonl") as server:
         yield server
+
+
+@pytest.fixture
+def own_redis(redis_server: RedisServer, tmp_path: Path) -> Iterator[RedisServer]:
+    """A running server that belongs to one test."""
+    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
+    server.start()
+    yield server
+    server.stop()
