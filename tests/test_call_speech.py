@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import redis.asyncio
 from livekit import rtc
-from livekit.agents import APIConnectOptions, APIError, metrics, stt, tts, utils
-from livekit.agents.types import USERDATA_TIMED_TRANSCRIPT, TimedString
+from livekit.agents import APIConnectionError, APIConnectOptions, APIError, metrics, stt, tts, utils
+from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS, USERDATA_TIMED_TRANSCRIPT, TimedString
 from openai import AsyncOpenAI
 
 from tests.provider_server import ProviderServer, assert_heard, words
@@ -23,7 +23,6 @@ from worker.call.speech.elevenlabs import Account, ElevenLabsSTT, ElevenLabsTTS
 from worker.call.speech.fallback_stt import FallbackSTT
 from worker.call.speech.fallback_tts import FallbackTTS
 from worker.call.speech.openai import OpenAISTT, OpenAITTS
-from worker.call.speech.script import Script
 from worker.fleet.errors import SettingsInvalid
 
 SAID = "Please tell me about the free trial, and how much does it cost?"
@@ -33,6 +32,8 @@ SECOND = "It comes with a router, and you can cancel it whenever you want. "
 BEGUN = SECOND[:20]
 #: Seconds; a busy machine's stand-in needs some of them.
 PATIENT, IMPATIENT = 20.0, 1.0
+#: Long enough for an answer and short enough to wait for.
+BOUND = 4.0
 PROVIDERS = ("openai", "elevenlabs")
 PORTS = (*PROVIDERS, "fallback")
 #: Seconds before each probe.
@@ -310,11 +311,11 @@ async def test_a_provider_that_hangs_delays_one_utterance(
     ear.on("metrics_collected", told.append)
     async with providers.fault(openai_stt="hang"):
         for _ in range(2):
-            event = await ear.recognize(utterance, conn_options=options(IMPATIENT))
+            event = await ear.recognize(utterance, conn_options=options(BOUND))
             assert event.alternatives[0].text
     await ear.aclose()
     slow, quick = (each.duration for each in told)
-    assert quick < IMPATIENT <= slow
+    assert quick < BOUND <= slow
 
 
 async def test_a_provider_that_failed_is_asked_when_no_other_answers(
@@ -371,7 +372,7 @@ async def test_a_speech_that_breaks_off_is_continued_with_the_first_word_that_wa
 ) -> None:
     voice = ports.speaking(*order, pauses=NEVER).open()
     heard = Heard()
-    async with voice.stream(conn_options=options(4 * IMPATIENT)) as speech:
+    async with voice.stream(conn_options=options(BOUND)) as speech:
         speech.push_text(FIRST + BEGUN)
         heard.add(await anext(aiter(speech)))
         async with providers.fault(**{f"{order[0]}_tts": mode}):
@@ -455,39 +456,77 @@ async def test_a_phrase_is_rendered_by_the_first_voice_that_works_and_soon_by_th
                 await phrases.load("Nobody says this.")
 
 
-@pytest.fixture
-def script() -> Iterator[Script]:
-    script = Script()
-    script.write("one two three four")
-    script._given = 18
-    yield script
+class Scripted(tts.TTS[Any]):
+    """Takes a whole text, tells these words, is heard for so long, and then breaks off if it is to."""
+
+    name = voice = "scripted"
+
+    def __init__(self, *words: TimedString, seconds: float, breaks: bool = True) -> None:
+        capabilities = tts.TTSCapabilities(streaming=True, aligned_transcript=True)
+        super().__init__(capabilities=capabilities, sample_rate=SAMPLE_RATE, num_channels=1)
+        self.words = list(words)
+        self.seconds = seconds
+        self.breaks = breaks
+        self.given = ""
+
+    def open(self) -> tts.TTS[Any]:
+        return self
+
+    def synthesize(self, text: str, **options: Any) -> tts.ChunkedStream:
+        return self._synthesize_with_stream(text, **options)
+
+    def stream(self, *, conn_options: APIConnectOptions = DEFAULT_API_CONNECT_OPTIONS) -> tts.SynthesizeStream:
+        return ScriptedStream(self, conn_options=conn_options)
 
 
-def told(*names: str) -> list[TimedString]:
-    """Words as a voice tells them, half a second each."""
-    every = ["one", "two", "three", "four"]
-    return [
-        TimedString(f"{name} ", start_time=at / 2, end_time=at / 2 + 0.5)
-        for at, name in enumerate(every)
-        if name in names
-    ]
+class ScriptedStream(tts.SynthesizeStream):
+    def __init__(self, tts: Scripted, *, conn_options: APIConnectOptions) -> None:
+        super().__init__(tts=tts, conn_options=conn_options)
+        self._part = tts
+
+    async def _run(self, output_emitter: tts.AudioEmitter) -> None:
+        output_emitter.initialize(
+            request_id="1", sample_rate=SAMPLE_RATE, num_channels=1, mime_type="audio/pcm", stream=True
+        )
+        output_emitter.start_segment(segment_id="1")
+        self._mark_started()
+        self._part.given = "".join([piece async for piece in self._input_ch if isinstance(piece, str)])
+        output_emitter.push_timed_transcript(self._part.words)
+        output_emitter.push(bytes(2 * round(self._part.seconds * SAMPLE_RATE)))
+        output_emitter.end_input()
+        await output_emitter.join()
+        if self._part.breaks:
+            raise APIConnectionError()
 
 
-def test_words_told_ahead_of_their_audio_are_passed_on_with_it(script: Script) -> None:
-    assert "".join(script.hear(0.6, told("one", "two", "three"))) == "one two "
-    assert script.break_off() == []
-    assert "".join(script.hear(1.0, told("four"))) == "three four "
+ONE, TWO, THREE = (
+    TimedString(f"{word} ", start_time=at / 2, end_time=at / 2 + 0.5) for at, word in enumerate(["one", "two", "three"])
+)
 
 
-def test_a_word_that_was_heard_before_it_was_told_is_not_spoken_again(script: Script) -> None:
-    script.hear(1.4, told("one", "two"))
-    [word] = script.break_off()
-    assert (word.strip(), word.start_time, word.end_time) == ("three", 1.0, 1.4)
-
-
-def test_of_a_voice_that_tells_no_words_nothing_is_spoken_again(script: Script) -> None:
-    script.hear(3.0, [])
-    assert "".join(script.break_off()) == "one two three four"
+@pytest.mark.parametrize(
+    ("first", "passed_on", "left"),
+    [
+        pytest.param(Scripted(ONE, TWO, THREE, seconds=0.6), "one two ", "three four", id="told-ahead-of-the-audio"),
+        pytest.param(Scripted(ONE, TWO, seconds=1.4), "one two three ", "four", id="heard-before-it-was-told"),
+        pytest.param(Scripted(ONE, TWO, seconds=1.01), "one two ", "three four", id="a-pause-is-no-word"),
+        pytest.param(Scripted(seconds=3.0), "one two three four", "", id="nothing-told"),
+        pytest.param(
+            Scripted(TimedString("one two ", start_time=0.0), seconds=0.2), "one two ", "three four", id="whole"
+        ),
+        pytest.param(Scripted(ONE, seconds=0.0), "", "one two three four", id="nothing-heard"),
+    ],
+)
+async def test_the_next_voice_is_given_what_was_not_heard(first: Scripted, passed_on: str, left: str) -> None:
+    second = Scripted(TimedString("the rest", start_time=0.1), seconds=0.5, breaks=False)
+    voice = FallbackTTS([first, second], timeout=PATIENT, pauses=NEVER).open()
+    heard = await say(voice, "one two three four")
+    await voice.aclose()
+    assert first.given == "one two three four"
+    assert second.given.strip() == left
+    assert heard.text == passed_on + "the rest"
+    assert heard.starts[-1] == pytest.approx(first.seconds + 0.1)
+    assert heard.seconds == pytest.approx(first.seconds + second.seconds)
 
 
 def settings(**environ: str) -> CallSettings:

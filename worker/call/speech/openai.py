@@ -42,7 +42,7 @@ class OpenAITTS:
         return f"{self.name}/{self._model}/{self._voice}"
 
     def open(self) -> tts.TTS[Any]:
-        """Sentences as they are complete; each is timed as a whole."""
+        """Sentences as they are complete; each is timed as a whole, so that the rest of one that breaks off is lost."""
         # Raw samples need no decoder.
         return _Sentences(PromptTTS(client=self._client, model=self._model, voice=self._voice, response_format="pcm"))
 

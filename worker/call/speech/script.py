@@ -12,7 +12,8 @@ from livekit.agents.voice.io import TimedString
 
 Unknown = TypeVar("Unknown", float, None)
 
-_WORD = re.compile(r"\s*\S+")
+#: With the space after it, as voices tell words.
+_WORD = re.compile(r"\s*\S+\s*")
 #: Seconds of audio beyond the last word that was timed which are speech and no pause.
 _SPEECH = 0.05
 #: Seconds that no single word takes.
@@ -96,12 +97,17 @@ class Script:
 
     def _pass(self, word: TimedString) -> TimedString:
         self._told_until = _seconds(word.end_time, None)
-        for _ in range(len("".join(word.split()))):
-            while self._text[self._position : self._position + 1].isspace():
-                self._position += 1
-            self._position += 1
-        self._position = min(self._position, len(self._text))
+        # Without spaces: a voice may tell others than it was given.
+        self._position = self._after(len("".join(word.split())))
         return _moved(word, self._begin)
+
+    def _after(self, characters: int) -> int:
+        """The position after so many more characters that are no spaces, and after the spaces that follow."""
+        position = self._position
+        while position < len(self._text) and (characters or self._text[position].isspace()):
+            characters -= not self._text[position].isspace()
+            position += 1
+        return position
 
 
 def _moved(word: TimedString, seconds: float) -> TimedString:
