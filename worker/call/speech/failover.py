@@ -11,7 +11,7 @@ from livekit.agents import APIError, utils
 logger = logging.getLogger(__name__)
 
 #: Seconds before each probe of a provider that failed; the last one repeats.
-PROBE_PAUSES = (2.0, 4.0, 8.0, 16.0, 30.0)
+PROBE_PAUSES = (2.0, 4.0, 8.0, 15.0)
 #: Seconds before the only provider is asked again.
 _ONCE_MORE = 0.2
 
