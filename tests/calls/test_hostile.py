@@ -22,8 +22,9 @@ from worker.fleet.endings import Endings
 from worker.fleet.errors import RecordUnreadable
 from worker.fleet.ghosts import Ghosts, RoomServerSettings
 from worker.fleet.reaper import Reaper
+from worker.fleet.recovery import Recovery
 from worker.fleet.redis_operations import connect, connect_async, run
-from worker.fleet.session import Reason, State
+from worker.fleet.session import State
 from worker.fleet.settings import FleetSettings
 
 pytestmark = pytest.mark.timeout(90)
@@ -89,18 +90,17 @@ async def test_an_unreadable_record_stops_neither_the_reaper_nor_the_list(
 
     async with connect_async(redis_url) as asynchronous:
         endings = Endings(client=asynchronous, remove_ghost=Ghosts(RoomServerSettings()).remove)
-        reaper = Reaper(
-            client=asynchronous, tenant="default", worker_id=WORKER, endings=endings, publish=lambda session: None
-        )
+        recovery = Recovery(client=asynchronous, endings=endings, publish=lambda session: None, lifetime=60)
+        reaper = Reaper(client=asynchronous, tenant="default", worker_id=WORKER, endings=endings, recovery=recovery)
         await reaper.judge()
         await endings.close()
 
     control = SessionControl(
         settings=FleetSettings.from_env({"REDIS_URL": redis_url}), client=client, publish=lambda session: None
     )
-    assert [session.reason for session in control.list()] == [Reason.WORKER_LOST]
+    assert [session.state for session in control.list()] == [State.RECOVERING]
     held = run(client, admission.holders("default"))
-    assert sorted(held) == sorted([damaged.session_id, newer.session_id]), "a newer worker may be in that room"
+    assert sorted(held) == sorted(each.session_id for each in (damaged, newer, lost))
     with pytest.raises(RecordUnreadable):
         control.get(newer.session_id)
 

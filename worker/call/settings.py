@@ -104,6 +104,12 @@ class CallSettings(KnowledgeSettings, FleetSettings):
         description="said when two turns in a row failed",
     )
 
+    resumption: str = Field(
+        default="I am sorry, I lost you for a moment.",
+        alias="MUSTER_RESUMPTION",
+        description="said when another worker goes on with a call whose own was lost",
+    )
+
     caller_arrival_timeout: Seconds = Field(
         default=60, alias="MUSTER_CALLER_ARRIVAL_TIMEOUT", description="how long an agent waits for its caller"
     )
@@ -135,4 +141,4 @@ class CallSettings(KnowledgeSettings, FleetSettings):
     @property
     def phrases(self) -> tuple[str, ...]:
         """Every phrase that is rendered ahead of a call."""
-        return (self.greeting, self.apology, self.farewell)
+        return (self.greeting, self.apology, self.farewell, self.resumption)
