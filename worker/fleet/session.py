@@ -93,6 +93,8 @@ class Session:
     reason: Reason | None = None
     #: The id of the worker that runs it (see `workers.py`), empty while queued.
     owner: str = ""
+    #: The session whose conversation this one goes on with; empty when it begins anew.
+    continues: str = ""
     #: Unix seconds after which nobody may claim it any more.
     join_deadline: float = 0.0
     admitted_at: float | None = None
