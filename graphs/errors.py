@@ -4,12 +4,14 @@ GraphError
 ├── LLMUnavailable         the model did not answer
 ├── TurnInProgress         two turns at once on one agent
 ├── RosterInvalid          a specialist cannot be used
+├── ConfigurationInvalid   a session's configuration cannot be used
 ├── CatalogueInvalid       the knowledge folder cannot be used
 ├── DocumentUnreadable     a file cannot become part of the knowledge index
 ├── KnowledgeUnavailable   the knowledge index cannot be used
 ├── EmbeddingsUnavailable  a text got no vector
 └── ToolError              told to the model, which tells the caller
     ├── ToolRefused
+    ├── EndpointFailed
     └── TicketsUnavailable
 """
 
@@ -41,6 +43,10 @@ class RosterInvalid(GraphError):
     """The roster names a specialist that cannot be used."""
 
 
+class ConfigurationInvalid(GraphError):
+    """The session's configuration cannot be used."""
+
+
 class CatalogueInvalid(GraphError):
     """The knowledge folder cannot be used."""
 
@@ -63,6 +69,10 @@ class ToolError(GraphError):
 
 class ToolRefused(ToolError):
     """The model asked for something the tools do not offer."""
+
+
+class EndpointFailed(ToolError):
+    """The tool's endpoint did not answer as agreed."""
 
 
 class TicketsUnavailable(ToolError):

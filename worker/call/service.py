@@ -11,13 +11,11 @@ from typing import Any, TypeVar
 from livekit import rtc
 from livekit.agents import utils
 
-from graphs.knowledge.catalogue import load_catalogue
-from graphs.llm.openai import OpenAILLM
 from graphs.retrieval import Retrieval
-from graphs.supervisor import build_supervisor
 from graphs.tickets import RedisTickets
 from worker.call import room as rooms
 from worker.call.agent_llm import AgentLLM
+from worker.call.agents import open_agent, settings_of
 from worker.call.commands import SOCKET_TIMEOUT, commands
 from worker.call.ending import Ending
 from worker.call.errors import ConnectFailed, SpeechNotRendered
@@ -160,6 +158,8 @@ class _Service:
             await self._record_end(session)
 
     async def _talk(self, session: Session, stack: AsyncExitStack) -> None:
+        # Whatever the call does from here on, it does as this session wants it.
+        self._settings = settings_of(session, self._settings)
         room = rtc.Room()
         presence = Presence(room, session, ending=self._ending, grace=self._settings.caller_lost_grace)
         stack.callback(presence.close)
@@ -203,11 +203,11 @@ class _Service:
         settings = self._settings
         providers = open_providers(settings)
         stack.push_async_callback(providers.aclose)
-        agent = build_supervisor(
-            llm=OpenAILLM(providers.openai, model=settings.llm_model, timeout=settings.provider_timeout),
+        agent = open_agent(
+            session,
+            settings,
+            client=providers.openai,
             open_ticket=RedisTickets(self._client, tenant=session.tenant),
-            slots=session.metadata,
-            catalogue=load_catalogue(settings.knowledge) if settings.knowledge else None,
             retrieval=self._open_retrieval(stack),
         )
         clock = TurnClock()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -93,6 +93,8 @@ class Session:
     reason: Reason | None = None
     #: The id of the worker that runs it (see `workers.py`), empty while queued.
     owner: str = ""
+    #: How the agent differs from the others, as `graphs.configuration.AgentConfiguration` reads it.
+    configuration: Mapping[str, Any] = field(default_factory=dict)
     #: Unix seconds after which nobody may claim it any more.
     join_deadline: float = 0.0
     admitted_at: float | None = None
@@ -122,6 +124,7 @@ class Session:
         """The record's hash fields; what is `None` is left out."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         fields["metadata"] = json.dumps(dict(self.metadata))
+        fields["configuration"] = json.dumps(dict(self.configuration))
         return {name: str(value) for name, value in fields.items() if value is not None}
 
     @classmethod
@@ -133,6 +136,7 @@ class Session:
         values: dict[str, Any] = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
         try:
             values["metadata"] = json.loads(fields["metadata"])
+            values["configuration"] = json.loads(fields.get("configuration", "{}"))
             values["state"] = State(fields["state"])
             values["epoch"] = int(fields["epoch"])
             if "reason" in fields:
