@@ -65,6 +65,12 @@ def _distinct(names: Sequence[str]) -> None:
         raise ValueError("names are given more than once")
 
 
+def _closed(is_open: bool) -> bool:
+    if is_open:
+        raise ValueError("arguments that have no name here are never given")
+    return is_open
+
+
 def _kind_of_specialist(given: Any) -> str:
     return "name" if isinstance(given, str) else "own"
 
@@ -82,13 +88,13 @@ ToolName = Annotated[
 ParameterName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$")]
 HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]{0,63}$")]
 HeaderText = Annotated[str, Field(pattern=r"^[!-~]([ -~]{0,510}[!-~])?$")]
-#: The format says that its host must be one of the operator's list.
+#: To a `Literal[False]` zero is false as well.
+Closed = Annotated[bool, AfterValidator(_closed), Field(json_schema_extra={"const": False})]
 ToolURL = Annotated[
     str,
     Field(
         max_length=2_000,
         pattern=URL_PATTERN,
-        json_schema_extra={"format": "listed-url"},
         description="Its scheme, host and port must be listed in MUSTER_TOOL_HOSTS.",
     ),
 ]
@@ -121,7 +127,7 @@ class ToolParameters(Asked):
         dict[ParameterName, Parameter], Field(max_length=16, json_schema_extra={"additionalProperties": False})
     ]
     required: list[ParameterName] = Field(default=[], max_length=16, json_schema_extra={"uniqueItems": True})
-    additional_properties: Literal[False] = Field(default=False, alias="additionalProperties")
+    additional_properties: Closed = Field(default=False, alias="additionalProperties")
 
     @model_validator(mode="after")
     def required_are_there(self) -> Self:
