@@ -272,10 +272,11 @@ class TransferEvent(Answer):
 
 
 class ToolEvent(Answer):
-    """A tool was used."""
+    """A tool was used; without `ok` it refused or failed, and the model was told why."""
 
     kind: Literal["tool"]
     name: str
+    ok: bool = True
 
 
 class PassagesMissedEvent(Answer):

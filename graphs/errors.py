@@ -9,6 +9,10 @@ GraphError
 ├── DocumentUnreadable     a file cannot become part of the knowledge index
 ├── KnowledgeUnavailable   the knowledge index cannot be used
 ├── EmbeddingsUnavailable  a text got no vector
+├── MemoryUnavailable      what is remembered can be neither read nor written
+├── MemoryUnreadable       what is remembered is damaged
+├── CheckpointPruned       a checkpoint is not kept any more
+├── StaleWriter            another owner remembers this conversation
 └── ToolError              told to the model, which tells the caller
     ├── ToolRefused
     ├── EndpointFailed
@@ -61,6 +65,29 @@ class KnowledgeUnavailable(GraphError):
 
 class EmbeddingsUnavailable(GraphError):
     """The embeddings endpoint did not answer."""
+
+
+class MemoryUnavailable(GraphError):
+    """The memory of the conversation did not answer.
+
+    Whether a write has happened is not known. `cause` is what the client reported.
+    """
+
+    def __init__(self, *, cause: BaseException) -> None:
+        super().__init__(f"The memory of the conversation did not answer: {type(cause).__name__}")
+        self.cause = cause
+
+
+class MemoryUnreadable(GraphError):
+    """What is stored of the conversation cannot be read."""
+
+
+class CheckpointPruned(GraphError):
+    """The checkpoint is not kept any more; newer ones are."""
+
+
+class StaleWriter(GraphError):
+    """The session has another owner, or no record; nothing was written."""
 
 
 class ToolError(GraphError):

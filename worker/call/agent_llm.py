@@ -20,7 +20,8 @@ Observer = Callable[[str, AgentEvent, float], None]
 class AgentLLM(llm.LLM[Any]):
     """Turns a user's item of the chat context into a turn of the agent, and its text into chunks.
 
-    The agent remembers the conversation itself, so that only the newest user item is read.
+    The agent remembers the conversation itself, so that only the newest user item is read. Every answer is asked for as
+    a draft: words that are committed when it begins make it none.
     """
 
     def __init__(self, agent: AgentPort, *, observe: Observer, warm: Callable[[], Awaitable[object]]) -> None:
@@ -67,7 +68,7 @@ class _TurnStream(llm.LLMStream):
         turn = _newest_turn(self._chat_ctx)
         async with self._agent_llm.turn_lock:
             try:
-                async with aclosing(self._agent_llm.agent.respond(turn)) as events:
+                async with aclosing(self._agent_llm.agent.respond(turn, draft=True)) as events:
                     async for event in events:
                         self._agent_llm.observe(turn.turn_id, event, time.time())
                         self._send(turn, event)

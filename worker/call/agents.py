@@ -2,13 +2,14 @@
 
 from openai import AsyncOpenAI
 
+from graphs import entities
 from graphs.configuration import AgentConfiguration
 from graphs.http_tools import HTTPAccess
 from graphs.knowledge.catalogue import load_catalogue
 from graphs.llm.openai import OpenAILLM
 from graphs.ports import OpenTicketPort
 from graphs.retrieval import Retrieval
-from graphs.supervisor import SupervisorAgent, build_supervisor
+from graphs.supervisor import OnExchange, SupervisorAgent, build_supervisor
 from worker.call.settings import CallSettings, tool_secrets
 from worker.fleet.session import Session
 from worker.fleet.tool_hosts import may_call
@@ -21,13 +22,15 @@ def settings_of(session: Session, settings: CallSettings) -> CallSettings:
 
 def open_agent(
     session: Session,
+    begun: entities.Session,
     settings: CallSettings,
     *,
     client: AsyncOpenAI,
     open_ticket: OpenTicketPort,
     retrieval: Retrieval | None = None,
+    on_exchange: OnExchange | None = None,
 ) -> SupervisorAgent:
-    """The agent; `settings` are those of `settings_of`, `client` is the chat model's.
+    """The agent, which goes on from what has `begun`; `settings` are those of `settings_of`, `client` the chat model's.
 
     Raises ConfigurationInvalid, RosterInvalid and CatalogueInvalid.
     """
@@ -40,9 +43,12 @@ def open_agent(
             temperature=configuration.temperature,
         ),
         open_ticket=open_ticket,
-        slots=session.metadata,
+        slots=begun.slots,
+        history=begun.messages,
+        active=begun.active or None,
         configuration=configuration,
         http_access=HTTPAccess(may_call=lambda url: may_call(url, settings.tool_hosts), secrets=tool_secrets()),
         catalogue=load_catalogue(settings.knowledge) if settings.knowledge else None,
         retrieval=retrieval,
+        on_exchange=on_exchange,
     )

@@ -217,6 +217,6 @@ def _turn_handling(settings: CallSettings) -> TurnHandlingOptions:
             "max_delay": settings.endpointing_max_delay,
         },
         interruption={"mode": "vad", "min_duration": settings.interruption_min_duration},
-        # Drafts run the graph on words that may change; they wait until the graph can take a draft back.
-        preemptive_generation={"enabled": False},
+        # The answer is drafted while the caller may still go on; see `AgentPort.respond`.
+        preemptive_generation={"enabled": True},
     )

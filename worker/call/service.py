@@ -6,12 +6,16 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from livekit import rtc
 from livekit.agents import utils
 
+from graphs import entities
+from graphs.errors import MemoryUnavailable, StaleWriter
 from graphs.retrieval import Retrieval
+from graphs.supervisor import SupervisorAgent
 from graphs.tickets import RedisTickets
 from worker.call import room as rooms
 from worker.call.agent_llm import AgentLLM
@@ -23,11 +27,12 @@ from worker.call.knowledge import open_search
 from worker.call.lifecycle import Call
 from worker.call.phrases import Phrases, open_cache
 from worker.call.presence import Presence
-from worker.call.providers import open_providers
+from worker.call.providers import Providers, open_providers
 from worker.call.settings import CallSettings
 from worker.call.timings import TurnClock
-from worker.call.transcript import Transcript
 from worker.call.voice_agent import VoiceAgent
+from worker.conversation.continuing import Conversation, open_conversation
+from worker.conversation.transcript import Transcript, exchange_turn
 from worker.fleet import admission, records
 from worker.fleet.child import Child
 from worker.fleet.errors import MoveRefused, RecordUnreadable, SessionNotFound, StateUnavailable
@@ -44,6 +49,9 @@ _STAMP = 0.5
 #: Seconds between two attempts, and seconds all of them may take, to record an end while Redis is away.
 _END_RETRY = 0.5
 _END_LIMIT = 120.0
+#: Seconds between two attempts, and seconds all of them may take, to read what was said before.
+_LOAD_RETRY = 0.5
+_LOAD_LIMIT = 20.0
 #: Seconds the last turns may take to reach Redis.
 _FLUSH_LIMIT = 2.0
 
@@ -167,8 +175,16 @@ class _Service:
         stack.push_async_callback(self._disconnect, room, connecting)
         spoken: dict[str, bytes] = {}
         greeting = self._render(spoken, stack)
-        transcript = self._open_transcript(session, stack)
-        call = self._build(session, room, transcript, spoken, stack)
+        conversation = await self._open_conversation(session, stack)
+        begun = await self._load(session, conversation)
+        if begun is None:
+            return
+        transcript = self._open_transcript(session)
+        providers = open_providers(self._settings)
+        stack.push_async_callback(providers.aclose)
+        agent = self._build_agent(session, providers, transcript, begun, stack)
+        self._keep(stack, transcript.write(then=partial(conversation.compact, agent, transcript)))
+        call = self._build_call(session, room, providers, agent, transcript, spoken, stack)
         stack.push_async_callback(self._leave, session, call, transcript, connecting)
         if not await self._ending.unless_decided(_enter(connecting, call)):
             return
@@ -192,29 +208,65 @@ class _Service:
         self._keep(stack, _load_apologies(phrases, spoken, settings))
         return greeting
 
-    def _build(
+    async def _open_conversation(self, session: Session, stack: AsyncExitStack) -> Conversation:
+        opened = open_conversation(
+            session,
+            client=self._client,
+            redis_url=self._settings.redis_url,
+            lifetime=self._settings.session_hold,
+            on_lost=self._ending.supersede,
+        )
+        return await stack.enter_async_context(opened)
+
+    async def _load(self, session: Session, conversation: Conversation) -> entities.Session | None:
+        """What was said before; None when the call ends before that is known."""
+        if session.epoch == 1 and not session.continues:
+            # Nobody can have said anything yet, and the caller waits.
+            return entities.Session(session.session_id, session.metadata, (), active="", cursor="0-0")
+        async with asyncio.timeout(_LOAD_LIMIT):
+            while not self._ending.is_decided:
+                try:
+                    return await conversation.load()
+                except (StateUnavailable, MemoryUnavailable):
+                    logger.warning("what was said before is not readable", extra={"session": session.session_id})
+                    await asyncio.sleep(_LOAD_RETRY)
+                except StaleWriter:
+                    self._ending.supersede()
+            return None
+
+    def _build_agent(
+        self,
+        session: Session,
+        providers: Providers,
+        transcript: Transcript,
+        begun: entities.Session,
+        stack: AsyncExitStack,
+    ) -> SupervisorAgent:
+        return open_agent(
+            session,
+            begun,
+            self._settings,
+            client=providers.openai,
+            open_ticket=RedisTickets(self._client, tenant=session.tenant),
+            retrieval=self._open_retrieval(stack),
+            on_exchange=lambda exchange: transcript.add(exchange_turn(exchange)),
+        )
+
+    def _build_call(
         self,
         session: Session,
         room: rtc.Room,
+        providers: Providers,
+        agent: SupervisorAgent,
         transcript: Transcript,
         spoken: Mapping[str, bytes],
         stack: AsyncExitStack,
     ) -> Call:
-        settings = self._settings
-        providers = open_providers(settings)
-        stack.push_async_callback(providers.aclose)
-        agent = open_agent(
-            session,
-            settings,
-            client=providers.openai,
-            open_ticket=RedisTickets(self._client, tenant=session.tenant),
-            retrieval=self._open_retrieval(stack),
-        )
         clock = TurnClock()
         voice_agent = VoiceAgent(agent, transcript=transcript, clock=clock)
         return Call(
             session,
-            settings=settings,
+            settings=self._settings,
             room=room,
             ending=self._ending,
             providers=providers,
@@ -239,15 +291,13 @@ class _Service:
         await asyncio.gather(connecting, return_exceptions=True)
         await room.disconnect()
 
-    def _open_transcript(self, session: Session, stack: AsyncExitStack) -> Transcript:
-        transcript = Transcript(
+    def _open_transcript(self, session: Session) -> Transcript:
+        return Transcript(
             session,
             client=self._client,
             lifetime=self._settings.session_hold,
             on_lost=self._ending.supersede,
         )
-        self._keep(stack, transcript.write())
-        return transcript
 
     async def _leave(
         self, session: Session, call: Call, transcript: Transcript, connecting: asyncio.Task[None]

@@ -5,6 +5,8 @@ Key space (one slot per session; all expire):
     muster:{s:<session id>}:commands  STREAM  what the owner is asked to do, `kind` and `id`
     muster:{s:<session id>}:turns     STREAM  committed turns, `turn` = JSON
 
+and, written by `graphs/checkpointer.py`, `checkpoints` and `checkpoint_writes`, which live as long as these.
+
 An active record lives for the longest call and some minutes, an ended one for `KEPT_AFTER_END`.
 """
 
@@ -20,6 +22,8 @@ from worker.fleet.session import Reason, Session, State, states_before
 
 logger = logging.getLogger(__name__)
 
+#: What expires together.
+_LASTING = ("record", "commands", "turns", "checkpoints", "checkpoint_writes")
 #: Seconds an ended session can still be looked up.
 KEPT_AFTER_END = 24 * 3600.0
 
@@ -180,7 +184,7 @@ def move(
     flat = [part for item in (fields or {}).items() for part in item]
     return Operation(
         script=_MOVE,
-        keys=[_key(session_id, name) for name in ("record", "commands", "turns")],
+        keys=[_key(session_id, name) for name in _LASTING],
         arguments=[
             target,
             _listed(states_before(target)),

@@ -95,6 +95,8 @@ class Session:
     owner: str = ""
     #: How the agent differs from the others, as `graphs.configuration.AgentConfiguration` reads it.
     configuration: Mapping[str, Any] = field(default_factory=dict)
+    #: The session whose conversation this one goes on with; empty when it begins anew.
+    continues: str = ""
     #: Unix seconds after which nobody may claim it any more.
     join_deadline: float = 0.0
     admitted_at: float | None = None
