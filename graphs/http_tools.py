@@ -78,15 +78,15 @@ class _Endpoint:
             headers[header] = text
         # A model's ids are any text, and a header is not.
         return headers | {
-            "Idempotency-Key": quote(idempotency_key, safe=":"),
+            "Idempotency-Key": quote(idempotency_key, safe=":", errors="replace"),
             "Accept": "application/json",
             # What is not packed cannot be larger than it looks.
             "Accept-Encoding": "identity",
         }
 
     async def _request(self, arguments: Mapping[str, object], headers: Mapping[str, str]) -> bytes:
-        # Reading the authorities takes 30 ms, in which an event loop would play no audio.
-        verify = await asyncio.to_thread(httpx.create_ssl_context, trust_env=False)
+        # Reading the authorities (SSL_CERT_FILE, or those of the Web) takes 30 ms, in which a loop would play no audio.
+        verify = await asyncio.to_thread(httpx.create_ssl_context)
         # Neither a proxy nor a password that is meant for something else on this machine.
         async with httpx.AsyncClient(verify=verify, trust_env=False, follow_redirects=False) as client:
             request = self._build(client, arguments, headers)

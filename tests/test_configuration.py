@@ -17,6 +17,7 @@ from api import control_plane
 from api.settings import ControlPlaneSettings
 from graphs import configuration as read
 from graphs.errors import ConfigurationInvalid
+from graphs.roster import TRANSFER
 from graphs.specialists import ROSTER
 from local.paths import ROOT
 from muster.client import MusterClient
@@ -265,6 +266,10 @@ def test_the_services_know_the_roster_s_names_and_load_nothing_else_of_the_conve
 
     assert roster_names() == ROSTER
     assert {name for name in loaded.stdout.split() if name.startswith("graphs")} == {"graphs", "graphs.specialists"}
+
+
+def test_no_tool_takes_the_name_of_the_one_that_is_generated() -> None:
+    assert asked.TRANSFER == TRANSFER
 
 
 @pytest.mark.parametrize("name", ["AgentConfiguration", "SpecialistConfiguration", "HTTPToolConfiguration"])

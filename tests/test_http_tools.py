@@ -1,12 +1,15 @@
 """HTTP tools against a real server: what leaves, what comes back, and everything that must not happen."""
 
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from graphs.configuration import HTTPToolConfiguration, SecretReference
 from graphs.entities import ToolCall, ToolSchema
@@ -69,10 +72,10 @@ async def test_whatever_id_a_model_makes_up_stays_one_header(server: ToolServer)
     listed = parse_tool_hosts(server.origin)
     tool = http_tool(configured(server, "weather"), HTTPAccess(may_call=lambda url: may_call(url, listed)))
 
-    await tool.run({}, idempotency_key="turn_1:é\r\nX-Evil: 1")
+    await tool.run({}, idempotency_key="turn_1:é\ud83d\r\nX-Evil: 1")
 
     headers = server.called[0].headers
-    assert headers["idempotency-key"] == "turn_1:%C3%A9%0D%0AX-Evil:%201"
+    assert headers["idempotency-key"] == "turn_1:%C3%A9%3F%0D%0AX-Evil:%201"
     assert "x-evil" not in headers
 
 
@@ -164,6 +167,21 @@ async def test_no_proxy_of_the_machine_s_sees_a_tool_s_request(
         monkeypatch.setenv(name, "http://127.0.0.1:1")
 
     assert await use(server, "weather")
+
+
+async def test_an_https_host_must_show_a_certificate_that_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, tls = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(tls)
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    async with ToolServer(tls=tls) as server:
+        with pytest.raises(EndpointFailed, match="reached"):
+            await use(server, "weather")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+        assert await use(server, "weather", hosts=server.origin.removeprefix("https://"))
+
+    assert len(server.called) == 1
 
 
 async def test_only_a_get_may_be_asked_for_words_that_are_not_final(server: ToolServer) -> None:

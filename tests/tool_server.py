@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import ssl
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -35,9 +36,10 @@ class Called:
 
 
 class ToolServer:
-    """Listens on 127.0.0.1; keeps what was asked of the endpoints and of the model."""
+    """Listens on 127.0.0.1, with `tls` as localhost; keeps what was asked of the endpoints and of the model."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.called: list[Called] = []
         self.prompts: list[dict[str, Any]] = []
 
@@ -52,8 +54,8 @@ class ToolServer:
         )
         self._runner = web.AppRunner(app)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.origin = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        await web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls).start()
+        self.origin = f"{'https://localhost' if self._tls else 'http://127.0.0.1'}:{self._runner.addresses[0][1]}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
