@@ -16,13 +16,12 @@ from livekit.agents import utils
 from graphs import entities
 from graphs.entities import Message
 from graphs.errors import MemoryUnavailable, StaleWriter
-from graphs.knowledge.catalogue import load_catalogue
-from graphs.llm.openai import OpenAILLM
 from graphs.retrieval import Retrieval
-from graphs.supervisor import SupervisorAgent, build_supervisor
+from graphs.supervisor import SupervisorAgent
 from graphs.tickets import RedisTickets
 from worker.call import room as rooms
 from worker.call.agent_llm import AgentLLM
+from worker.call.agents import open_agent, settings_of
 from worker.call.commands import SOCKET_TIMEOUT, commands
 from worker.call.dead_man import DeadMan
 from worker.call.ending import Ending
@@ -179,6 +178,8 @@ class _Service:
             await self._record_end(session)
 
     async def _talk(self, session: Session, stack: AsyncExitStack) -> None:
+        # Whatever the call does from here on, it does as this session wants it.
+        self._settings = settings_of(session, self._settings)
         room = rtc.Room()
         presence = Presence(room, session, ending=self._ending, grace=self._settings.caller_lost_grace)
         stack.callback(presence.close)
@@ -278,14 +279,12 @@ class _Service:
         begun: entities.Session,
         stack: AsyncExitStack,
     ) -> SupervisorAgent:
-        settings = self._settings
-        return build_supervisor(
-            llm=OpenAILLM(providers.openai, model=settings.llm_model, timeout=settings.provider_timeout),
+        return open_agent(
+            session,
+            begun,
+            self._settings,
+            client=providers.openai,
             open_ticket=RedisTickets(self._client, tenant=session.tenant),
-            slots=begun.slots,
-            history=begun.messages,
-            active=begun.active or None,
-            catalogue=load_catalogue(settings.knowledge) if settings.knowledge else None,
             retrieval=self._open_retrieval(stack),
             on_exchange=lambda exchange: transcript.add(exchange_turn(exchange)),
         )

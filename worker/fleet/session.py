@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -98,6 +98,8 @@ class Session:
     owner: str = ""
     #: How many owners in a row it has lost, each soon after its claim.
     recoveries: int = 0
+    #: How the agent differs from the others, as `graphs.configuration.AgentConfiguration` reads it.
+    configuration: Mapping[str, Any] = field(default_factory=dict)
     #: The session whose conversation this one goes on with; empty when it begins anew.
     continues: str = ""
     #: Unix seconds after which nobody may claim it any more.
@@ -140,6 +142,7 @@ class Session:
         """The record's hash fields; what is `None` is left out."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         fields["metadata"] = json.dumps(dict(self.metadata))
+        fields["configuration"] = json.dumps(dict(self.configuration))
         return {name: str(value) for name, value in fields.items() if value is not None}
 
     @classmethod
@@ -151,6 +154,7 @@ class Session:
         values: dict[str, Any] = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
         try:
             values["metadata"] = json.loads(fields["metadata"])
+            values["configuration"] = json.loads(fields.get("configuration", "{}"))
             values["state"] = State(fields["state"])
             values["epoch"] = int(fields["epoch"])
             values["recoveries"] = int(fields.get("recoveries", 0))
