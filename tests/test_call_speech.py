@@ -14,6 +14,7 @@ from livekit.agents import APIConnectionError, APIConnectOptions, APIError, metr
 from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS, USERDATA_TIMED_TRANSCRIPT, TimedString
 from openai import AsyncOpenAI
 
+from graphs.configuration import AgentConfiguration
 from tests.provider_server import ProviderServer, assert_heard, words
 from worker.call.errors import SpeechNotRendered
 from worker.call.phrases import Phrases
@@ -541,6 +542,14 @@ def test_what_each_provider_does_follows_from_the_keys() -> None:
     assert (alone.stt_order, alone.tts_order) == (("openai",), ("openai",))
     named = settings(MUSTER_STT="elevenlabs, openai", MUSTER_TTS="openai,elevenlabs", ELEVEN_API_KEY="key")
     assert (named.stt_order, named.tts_order) == (("elevenlabs", "openai"), ("openai", "elevenlabs"))
+
+
+def test_a_session_s_voice_is_one_of_the_provider_that_speaks_first() -> None:
+    configuration = AgentConfiguration(voice="nova")
+    alone = settings(MUSTER_TTS="openai").with_configuration(configuration)
+    both = settings(ELEVEN_API_KEY="key").with_configuration(configuration)
+    assert alone.openai_voice == "nova" != alone.voice_id
+    assert (both.openai_voice, both.voice_id) == ("ash", "nova")
 
 
 @pytest.mark.parametrize(

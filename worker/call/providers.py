@@ -60,8 +60,8 @@ def open_providers(
 
 def _ears(settings: CallSettings, client: AsyncOpenAI, account: Account) -> tuple[STTPort, ...]:
     ears: dict[str, STTPort] = {
-        OPENAI: OpenAISTT(client, model=settings.stt_model),
-        ELEVENLABS: ElevenLabsSTT(account, model=settings.eleven_stt_model),
+        OPENAI: OpenAISTT(client, model=settings.stt_model, language=settings.language),
+        ELEVENLABS: ElevenLabsSTT(account, model=settings.eleven_stt_model, language=settings.language),
     }
     return tuple(ears[name] for name in settings.stt_order)
 
@@ -69,7 +69,9 @@ def _ears(settings: CallSettings, client: AsyncOpenAI, account: Account) -> tupl
 def _voices(settings: CallSettings, client: AsyncOpenAI, account: Account) -> tuple[TTSPort, ...]:
     voices: dict[str, TTSPort] = {
         OPENAI: OpenAITTS(client, model=settings.openai_tts_model, voice=settings.openai_voice),
-        ELEVENLABS: ElevenLabsTTS(account, model=settings.tts_model, voice=settings.voice_id),
+        ELEVENLABS: ElevenLabsTTS(
+            account, model=settings.tts_model, voice=settings.voice_id, language=settings.language
+        ),
     }
     return tuple(voices[name] for name in settings.tts_order)
 

@@ -26,9 +26,10 @@ class ElevenLabsSTT:
 
     name = "elevenlabs"
 
-    def __init__(self, account: Account, *, model: str) -> None:
+    def __init__(self, account: Account, *, model: str, language: str | None = None) -> None:
         self._account = account
         self._model = model
+        self._language = language or "en"
 
     def open(self) -> stt.STT[Any]:
         """Whole utterances, one request each."""
@@ -36,7 +37,7 @@ class ElevenLabsSTT:
             api_key=self._account.api_key,
             base_url=self._account.base_url or NOT_GIVEN,
             model=self._model,
-            language_code="en",
+            language_code=self._language,
             # "(laughter)" is nothing that a caller said.
             tag_audio_events=False,
             http_session=self._account.http_session,
@@ -48,15 +49,16 @@ class ElevenLabsTTS:
 
     name = "elevenlabs"
 
-    def __init__(self, account: Account, *, model: str, voice: str) -> None:
+    def __init__(self, account: Account, *, model: str, voice: str, language: str | None = None) -> None:
         self._account = account
         self._model = model
         self._voice = voice
+        self._language = language
 
     @property
     def voice(self) -> str:
-        """Provider, model and voice."""
-        return f"{self.name}/{self._model}/{self._voice}"
+        """Provider, model, voice and language."""
+        return "/".join((self.name, self._model, self._voice, self._language or ""))
 
     def open(self) -> tts.TTS[Any]:
         """Sentences as they are complete, one socket for all of them; each word is timed."""
@@ -65,6 +67,7 @@ class ElevenLabsTTS:
             base_url=self._account.base_url or NOT_GIVEN,
             model=self._model,
             voice_id=self._voice,
+            language=self._language or NOT_GIVEN,
             # Raw samples need no decoder, and each sentence comes with the times of its characters.
             encoding="pcm_24000",
             # The words as they were written: what was spoken is looked up in the text.

@@ -17,13 +17,14 @@ class OpenAISTT:
 
     name = "openai"
 
-    def __init__(self, client: AsyncOpenAI, *, model: str) -> None:
+    def __init__(self, client: AsyncOpenAI, *, model: str, language: str | None = None) -> None:
         self._client = client
         self._model = model
+        self._language = language or "en"
 
     def open(self) -> stt.STT[Any]:
         """Whole utterances, one request each."""
-        return PromptSTT(client=self._client, model=self._model, language="en")
+        return PromptSTT(client=self._client, model=self._model, language=self._language)
 
 
 class OpenAITTS:
