@@ -35,7 +35,7 @@ async def test_a_call_goes_on_with_the_other_provider_and_returns_to_the_first(f
 
     def served(since: int, *, probes: bool = False) -> set[str]:
         entries = [entry for entry in journal.requests(fault.kind)[since:] if entry["outcome"] == "done"]
-        return {entry["provider"] for entry in entries if (entry["text"] in PROBES) is probes}
+        return {entry["provider"] for entry in entries if (entry["text"].strip() in PROBES) is probes}
 
     async with fleet.call() as call:
         since = len(journal.requests(fault.kind))
