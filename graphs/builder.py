@@ -35,7 +35,7 @@ def build_graph(
     specialists = list(roster)
     graph.add_conditional_edges(START, route_turn(roster, router), specialists)
     for specialist in roster.values():
-        graph.add_node(specialist.name, answer(specialist, roster=roster, llm=llm, retrieval=retrieval))
+        graph.add_node(specialist.name, answer(specialist, roster=roster, llm=llm, router=router, retrieval=retrieval))
         graph.add_conditional_edges(specialist.name, after_answer)
     graph.add_node(TOOLS, run_tools(roster))
     graph.add_conditional_edges(TOOLS, after_tools, specialists)

@@ -13,7 +13,7 @@ TOOLS = "run tools"
 
 def route_turn(roster: Roster, router: AgentRouterPort) -> Callable[[State], str]:
     def route(state: State) -> str:
-        return router(state["active"], roster)
+        return router.begin(state["active"], roster)
 
     return route
 

@@ -1,8 +1,11 @@
 """What happens in a turn: a specialist's model call, and the tools it asked for."""
 
+import json
 import logging
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Sequence, Set
 from contextlib import aclosing
+from functools import partial
 from typing import Protocol
 
 from langgraph.runtime import Runtime
@@ -11,6 +14,7 @@ from graphs.entities import (
     AgentEvent,
     Exchange,
     JSONObject,
+    LLMEvent,
     TextDelta,
     Token,
     ToolCall,
@@ -25,6 +29,8 @@ from graphs.ports import LLMPort
 from graphs.prompt import prompt
 from graphs.retrieval import Retrieval
 from graphs.roster import TRANSFER, Roster, Specialist, parse_arguments
+from graphs.router import AgentRouterPort, sticky
+from graphs.second_opinion import SecondOpinion
 from graphs.state import State, Turn, Update
 
 logger = logging.getLogger(__name__)
@@ -32,6 +38,8 @@ logger = logging.getLogger(__name__)
 #: In one turn: a caller waits for every call of the model, and must not be passed around.
 MAX_MODEL_CALLS = 4
 MAX_HOPS = 2
+#: Seconds from the start of a router's call for which a specialist's first word may be held back.
+ROUTER_PATIENCE = 0.3
 #: A caller must never hear nothing, whatever a model does.
 NOTHING_SAID = "I am sorry, I did not catch that. Could you say it again?"
 
@@ -73,34 +81,80 @@ class _Voice:
             self.say(self._specialist.bridge)
 
 
-def answer(specialist: Specialist, *, roster: Roster, llm: LLMPort, retrieval: Retrieval | None = None) -> Node:
-    """One model call of a specialist: speaks its text at once, keeps its tool calls for the next node."""
+class _ModelCall:
+    """One model call of a specialist: speaks its text as it comes, and keeps its tool calls."""
 
-    async def node(state: State, runtime: Runtime[Turn]) -> Update:
-        voice = _Voice(specialist, state["spoken"], runtime.stream_writer)
-        found = await retrieval.look_up(specialist, state, runtime) if retrieval else Update()
-        tools = offered_tools(specialist, state, roster)
-        calls: list[ToolCall] = []
-        messages = prompt(specialist, {**state, **found}, runtime.context)
+    def __init__(self, specialist: Specialist, state: State, runtime: Runtime[Turn]) -> None:
+        self._specialist = specialist
+        self._state = state
+        self._runtime = runtime
+        self._emit: Callable[[AgentEvent], None] = runtime.stream_writer
+        self.voice = _Voice(specialist, state["spoken"], self._emit)
+        self.calls: list[ToolCall] = []
+        self.found = Update()
+
+    async def run(
+        self, llm: LLMPort, tools: Sequence[ToolSchema], retrieval: Retrieval | None, opinion: SecondOpinion | None
+    ) -> None:
+        """Until the model's answer is over, or the opinion does not let it begin."""
+        if retrieval is not None:
+            self.found = await retrieval.look_up(self._specialist, self._state, self._runtime)
+        messages = prompt(self._specialist, {**self._state, **self.found}, self._runtime.context)
         async with aclosing(llm(messages, tools)) as events:
             async for event in events:
-                match event:
-                    case Token(text) if text:
-                        voice.say(text)
-                    case ToolCallStarted(name=name) if name == TRANSFER and tools:
-                        voice.bridge()
-                    case ToolCall() if tools:
-                        calls.append(event)
-                    case UsageReported():
-                        runtime.stream_writer(event)
-        if not calls and voice.silent and (state["hops"] or not voice.spoken):
-            voice.say(NOTHING_SAID)
+                if opinion is not None and not await opinion.lets_happen(event):
+                    return
+                self._heed(event, {tool.name for tool in tools})
+
+    def _heed(self, event: LLMEvent, offered: Set[str]) -> None:
+        match event:
+            case Token(text) if text:
+                self.voice.say(text)
+            case ToolCallStarted(name=name) if name == TRANSFER and name in offered:
+                self.voice.bridge()
+            case ToolCall() if offered:
+                self.calls.append(event)
+            case UsageReported():
+                self._emit(event)
+
+    def hand_over(self, target: str) -> None:
+        """Do what the specialist would have done to hand the caller over."""
+        self.voice.bridge()
+        arguments = json.dumps({"specialist": target})
+        self.calls = [ToolCall(id=f"call_{uuid.uuid4().hex}", name=TRANSFER, arguments=arguments)]
+
+
+def answer(
+    specialist: Specialist,
+    *,
+    roster: Roster,
+    llm: LLMPort,
+    router: AgentRouterPort = sticky,
+    retrieval: Retrieval | None = None,
+) -> Node:
+    """One model call of a specialist; the first one of a turn runs beside the router's second thoughts.
+
+    Text is spoken at once, tool calls are for the next node.
+    """
+
+    async def node(state: State, runtime: Runtime[Turn]) -> Update:
+        call, turn = _ModelCall(specialist, state, runtime), runtime.context
+        running = partial(call.run, llm, offered_tools(specialist, state, roster), retrieval)
+        if state["model_calls"] or turn.has_begun or len(roster) == 1:
+            await running(None)
+        else:
+            asking = router.reconsider(specialist.name, roster, turn.history, report=runtime.stream_writer)
+            opinion = SecondOpinion(asking, patience=ROUTER_PATIENCE)
+            if other := await opinion.beside(running(opinion)):
+                call.hand_over(other)
+        if not call.calls and call.voice.silent and (state["hops"] or not call.voice.spoken):
+            call.voice.say(NOTHING_SAID)
         return {
             "active": specialist.name,
-            "spoken": voice.spoken,
-            "calls": [call.record() for call in calls],
+            "spoken": call.voice.spoken,
+            "calls": [one.record() for one in call.calls],
             "model_calls": state["model_calls"] + 1,
-            **found,
+            **call.found,
         }
 
     return node

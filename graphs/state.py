@@ -74,3 +74,8 @@ class Turn:
     def words(self) -> str:
         """What the user said in this turn."""
         return next((each.content for each in reversed(self.history) if each.role == "user"), "")
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an earlier attempt to answer has done something already."""
+        return bool(self.history) and self.history[-1].role != "user"

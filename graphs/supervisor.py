@@ -67,7 +67,7 @@ class SupervisorAgent:
         self._graph: Graph = build_graph(roster, llm=llm, router=router, retrieval=retrieval)
         self._slots = dict(slots)
         spoke = active or next((each.specialist for each in reversed(history) if each.specialist), None)
-        self._memory = Memory(history, active=router(spoke, roster))
+        self._memory = Memory(history, active=router.begin(spoke, roster))
         self._on_exchange = on_exchange
         self._attempt: _Attempt | None = None
         #: The newest confirmed draft, and the turn it answers: who asks it again means that turn.
@@ -167,6 +167,7 @@ def build_supervisor(
     catalogue: Catalogue | None = None,
     history: Sequence[Message] = (),
     active: str | None = None,
+    router: AgentRouterPort = sticky,
     retrieval: Retrieval | None = None,
     on_exchange: OnExchange | None = None,
 ) -> SupervisorAgent:
@@ -181,6 +182,7 @@ def build_supervisor(
         slots=slots,
         history=history,
         active=active,
+        router=router,
         retrieval=retrieval,
         on_exchange=on_exchange,
     )
