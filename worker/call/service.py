@@ -12,7 +12,6 @@ from livekit import rtc
 from livekit.agents import utils
 
 from graphs.knowledge.catalogue import load_catalogue
-from graphs.llm.openai import OpenAILLM
 from graphs.retrieval import Retrieval
 from graphs.supervisor import build_supervisor
 from graphs.tickets import RedisTickets
@@ -23,6 +22,7 @@ from worker.call.ending import Ending
 from worker.call.errors import ConnectFailed, SpeechNotRendered
 from worker.call.knowledge import open_search
 from worker.call.lifecycle import Call
+from worker.call.models import open_model, open_router
 from worker.call.phrases import Phrases, open_cache
 from worker.call.presence import Presence
 from worker.call.providers import open_providers
@@ -204,7 +204,8 @@ class _Service:
         providers = open_providers(settings)
         stack.push_async_callback(providers.aclose)
         agent = build_supervisor(
-            llm=OpenAILLM(providers.openai, model=settings.llm_model, timeout=settings.provider_timeout),
+            llm=open_model(providers.openai, settings),
+            router=open_router(providers.openai, settings),
             open_ticket=RedisTickets(self._client, tenant=session.tenant),
             slots=session.metadata,
             catalogue=load_catalogue(settings.knowledge) if settings.knowledge else None,
