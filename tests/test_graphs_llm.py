@@ -1,8 +1,7 @@
 """The model adapters: what reaches the server, what comes back, and who is asked when one fails."""
 
 import asyncio
-import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
@@ -14,59 +13,18 @@ from graphs.errors import LLMUnavailable
 from graphs.llm.fallback import FallbackLLM
 from graphs.llm.openai import OpenAILLM
 from graphs.ports import LLMPort
+from tests.model_server import Handler, chunk, replies, send, serving, stream, tool_piece
 from tests.scripted_llm import ScriptedLLM, says
 
 Adapt = Callable[[OpenAILLM], LLMPort]
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 QUESTION = (Message(id="u", role="user", content="hi"),)
 
 
 @asynccontextmanager
 async def served(handler: Handler, *, timeout: float = 5.0) -> AsyncGenerator[OpenAILLM, None]:
     """An adapter whose client, with retries as an SDK has them by default, talks to a real HTTP server."""
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", handler)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    try:
-        async with AsyncOpenAI(api_key="test", base_url=url) as client:
-            yield OpenAILLM(client, model="small", timeout=timeout)
-    finally:
-        await runner.cleanup()
-
-
-async def stream(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-    await response.prepare(request)
-    return response
-
-
-async def send(response: web.StreamResponse, chunk: object) -> None:
-    data = chunk if isinstance(chunk, str) else json.dumps(chunk)
-    await response.write(f"data: {data}\n\n".encode())
-
-
-def chunk(**delta: object) -> dict[str, object]:
-    return {"id": "x", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta}]}
-
-
-def tool_piece(index: int, *, arguments: str, **start: object) -> dict[str, object]:
-    function = {"arguments": arguments} | ({"name": start.pop("name")} if "name" in start else {})
-    return chunk(tool_calls=[{"index": index, "function": function, **start}])
-
-
-def replies(*chunks: object) -> Handler:
-    async def handler(request: web.Request) -> web.StreamResponse:
-        response = await stream(request)
-        for piece in chunks:
-            await send(response, piece)
-        await send(response, "[DONE]")
-        return response
-
-    return handler
+    async with serving(handler) as url, AsyncOpenAI(api_key="test", base_url=url) as client:
+        yield OpenAILLM(client, model="small", timeout=timeout)
 
 
 async def ask(llm: LLMPort, tools: Sequence[ToolSchema] = ()) -> list[LLMEvent]:
