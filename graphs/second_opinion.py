@@ -16,8 +16,8 @@ class SecondOpinion:
     """
 
     def __init__(self, asking: Coroutine[Any, Any, str | None], *, patience: float) -> None:
-        self._verdict = asyncio.create_task(asking)
-        self._patience_ends = asyncio.get_running_loop().time() + patience
+        self._asking = asking
+        self._patience = patience
         self._counts = True
 
     @property
@@ -30,7 +30,9 @@ class SecondOpinion:
 
         Raises what the call raises.
         """
-        call = asyncio.create_task(speaking)
+        # In this order: preparing the router's request must not delay the specialist's.
+        call, self._verdict = asyncio.create_task(speaking), asyncio.create_task(self._asking)
+        self._patience_ends = asyncio.get_running_loop().time() + self._patience
         try:
             await asyncio.wait([call, self._verdict], return_when=asyncio.FIRST_COMPLETED)
             if self._other is None:
