@@ -13,6 +13,8 @@ from aiohttp import web
 
 from local.ports import HOST
 
+#: Seconds between two tokens.
+_TOKEN_INTERVAL = 0.005
 #: What a router that reads it takes for "nobody else".
 SENTENCE = ("We", " open", " at", " nine", ".")
 USAGE = {"prompt_tokens": 1000, "completion_tokens": len(SENTENCE), "total_tokens": 1000 + len(SENTENCE)}
@@ -48,6 +50,7 @@ class _Model:
         await asyncio.sleep(due - time.perf_counter())
         for token in SENTENCE:
             await self._send(response, {"choices": [{"index": 0, "delta": {"content": token}}]})
+            await asyncio.sleep(_TOKEN_INTERVAL)
         await self._send(response, {"choices": [], "usage": USAGE})
         await response.write(b"data: [DONE]\n\n")
         return response

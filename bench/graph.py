@@ -6,6 +6,7 @@ meets all of them.
 """
 
 import asyncio
+import gc
 import random
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from graphs.supervisor import SupervisorAgent, build_supervisor
 from graphs.tickets import SQLiteTickets
 from local.ports import HOST
 
-#: Seconds that the server takes for a first token: long enough for a verdict of the router, which takes as long.
+#: Seconds that the server takes for a first token, also for that of a router.
 _FIRST_TOKEN_DELAY = 0.04
 _HISTORY = 40
 _WARM_UP = 20
@@ -69,6 +70,9 @@ class _Comparison:
         seconds: dict[str, list[float]] = defaultdict(list)
         async with AsyncOpenAI(api_key="bench", base_url=self._url, max_retries=0) as client:
             ways = await self._ways(client)
+            # As a worker's processes do before they serve calls.
+            gc.collect()
+            gc.freeze()
             for _ in range(_WARM_UP + count):
                 for name in chance.sample(list(ways), k=len(ways)):
                     seconds[name].append(await ways[name]())
