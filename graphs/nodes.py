@@ -3,7 +3,7 @@
 import json
 import logging
 import uuid
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import aclosing
 from functools import partial
 from typing import Protocol
@@ -28,7 +28,7 @@ from graphs.errors import ToolError, ToolRefused
 from graphs.ports import LLMPort
 from graphs.prompt import prompt
 from graphs.retrieval import Retrieval
-from graphs.roster import TRANSFER, Roster, Specialist, parse_arguments
+from graphs.roster import TRANSFER, Roster, Specialist, Tool, parse_arguments
 from graphs.router import AgentRouterPort, sticky
 from graphs.second_opinion import SecondOpinion
 from graphs.state import State, Turn, Update
@@ -161,7 +161,7 @@ def answer(
 
 
 class _Desk:
-    """Runs the tool calls of one answer, in order, and knows who is responsible after each."""
+    """Does what one answer asked for, in order, and knows who is responsible after each call."""
 
     def __init__(self, state: State, roster: Roster, runtime: Runtime[Turn]) -> None:
         self._roster = roster
@@ -171,13 +171,20 @@ class _Desk:
         self.active = self._asking.name
         self.hops = state["hops"]
 
-    async def run(self, call: ToolCall) -> JSONObject:
-        """The call's result; an error in it is told to the model, which may correct itself."""
+    async def run(self, call: ToolCall) -> Exchange:
+        """What became of the call, remembered; an error in it is told to the model, which may correct itself."""
+        asking = self.active
         try:
-            return self._transfer(call) if call.name == TRANSFER else await self._use_tool(call)
+            if call.name == TRANSFER:
+                return self._remember(call, self._transfer(call), asking=asking)
+            tool = self._asking.tool(call.name)
+            arguments = parse_arguments(call, tool.schema)
         except ToolError as error:
-            logger.warning("tool call failed", extra={"turn_id": self._turn.turn_id, "error": type(error).__name__})
-            return {"error": str(error)}
+            return self._remember(call, self._failure(error), asking=asking)
+        if not tool.has_side_effects:
+            return await self._use(tool, arguments, call)
+        await self._turn.confirmed.wait()
+        return await self._turn.finish(self._use(tool, arguments, call))
 
     def _transfer(self, call: ToolCall) -> JSONObject:
         schema = self._roster.transfer_schema(self.active)
@@ -188,27 +195,32 @@ class _Desk:
         self._emit(Transferred(source=source, target=self.active))
         return {"transferred_to": self.active}
 
-    async def _use_tool(self, call: ToolCall) -> JSONObject:
-        tool = self._asking.tool(call.name)
-        arguments = parse_arguments(call, tool.schema)
-        if tool.has_side_effects:
-            await self._turn.confirmed.wait()
+    async def _use(self, tool: Tool, arguments: Mapping[str, object], call: ToolCall) -> Exchange:
+        asking = self.active
         self._emit(ToolCalled(name=tool.name, call_id=call.id))
-        return await tool.run(arguments, idempotency_key=f"{self._turn.turn_id}:{call.id}")
+        try:
+            result = await tool.run(arguments, idempotency_key=f"{self._turn.turn_id}:{call.id}")
+        except ToolError as error:
+            result = self._failure(error)
+        return self._remember(call, result, asking=asking)
+
+    def _failure(self, error: ToolError) -> JSONObject:
+        logger.warning("tool call failed", extra={"turn_id": self._turn.turn_id, "error": type(error).__name__})
+        return {"error": str(error)}
+
+    def _remember(self, call: ToolCall, result: JSONObject, *, asking: str) -> Exchange:
+        exchange = Exchange(self._turn.turn_id, call, result, specialist=asking, receiver=self.active)
+        self._turn.remember(exchange)
+        return exchange
 
 
 def run_tools(roster: Roster) -> Node:
     """Runs what the model asked for, hand-overs included; each call is remembered as soon as it is done."""
 
     async def node(state: State, runtime: Runtime[Turn]) -> Update:
-        desk, turn = _Desk(state, roster, runtime), runtime.context
-        update: Update = {"calls": [], "messages": []}
-        for record in state["calls"]:
-            call, asking = ToolCall(**record), desk.active
-            result = await desk.run(call)
-            exchange = Exchange(turn.turn_id, call, result, specialist=asking, receiver=desk.active)
-            turn.remember(exchange)
-            update["messages"] += [message.record() for message in exchange.messages]
-        return update | {"active": desk.active, "hops": desk.hops}
+        desk = _Desk(state, roster, runtime)
+        exchanges = [await desk.run(ToolCall(**record)) for record in state["calls"]]
+        messages = [message.record() for exchange in exchanges for message in exchange.messages]
+        return {"calls": [], "messages": messages, "active": desk.active, "hops": desk.hops}
 
     return node

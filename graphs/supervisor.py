@@ -1,10 +1,10 @@
 """The agents others talk to: a supervised team of specialists, or one specialist alone."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from graphs.builder import Graph, build_graph
 from graphs.entities import AgentEvent, Exchange, Message, UserTurn
@@ -73,6 +73,8 @@ class SupervisorAgent:
         #: The newest confirmed draft, and the turn it answers: who asks it again means that turn.
         self._confirmed = ("", "")
         self._answering = False
+        #: Held here because nobody else does when a turn is cut off.
+        self._unfinished: set[asyncio.Task[Exchange]] = set()
 
     @property
     def active(self) -> str:
@@ -127,9 +129,20 @@ class SupervisorAgent:
             slots=self._slots,
             remember=attempt.remember,
             confirmed=attempt.confirmed,
+            finish=self._finish,
         )
 
+    async def _finish(self, work: Coroutine[Any, Any, Exchange]) -> Exchange:
+        """Do what cannot be half done: it goes on, and is remembered, when whoever waits for it is cancelled."""
+        task = asyncio.create_task(work)
+        self._unfinished.add(task)
+        task.add_done_callback(self._unfinished.discard)
+        return await asyncio.shield(task)
+
     def _keep(self, exchange: Exchange) -> None:
+        if not exchange.is_hand_over:
+            # A tool that ended after its turn was cut off does not undo a hand-over made since.
+            exchange = replace(exchange, receiver=self._memory.active)
         self._memory.remember(exchange.turn_id, exchange.messages, active=exchange.receiver)
         if self._on_exchange is not None:
             self._on_exchange(exchange)

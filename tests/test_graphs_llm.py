@@ -136,6 +136,13 @@ async def test_a_tool_call_in_pieces_is_announced_by_name_and_then_complete(adap
         ]
 
 
+async def test_calls_without_an_id_get_one_that_no_other_call_has(adapt: Adapt) -> None:
+    handler = replies(tool_piece(0, name="a", arguments="{}"), tool_piece(1, name="a", arguments="{}"))
+    async with served(handler) as llm:
+        made = [event for _ in range(2) for event in await ask(adapt(llm)) if isinstance(event, ToolCall)]
+    assert len({call.id for call in made}) == len(made) == 4
+
+
 async def test_closing_the_answer_closes_the_connection(adapt: Adapt) -> None:
     gone = asyncio.Event()
 

@@ -300,6 +300,22 @@ async def test_a_turn_that_is_cut_off_before_the_first_word_closes_both_models()
     assert spoken(await take(team.agent, "hello?", turn_id="turn_2")) == "Yes?"
 
 
+@pytest.mark.parametrize("steps", range(40))
+async def test_a_turn_cancelled_at_any_step_closes_what_it_opened(steps: int) -> None:
+    team = Team([asyncio.Event()], says("Sales here."), verdicts=[transfers("sales"), says("stay")])
+    answering = asyncio.create_task(take(team.agent, "how much?"))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    answering.cancel()
+    await asyncio.gather(answering, return_exceptions=True)
+    assert team.llm.closed == len(team.llm.requests)
+    assert team.router.closed == len(team.router.requests)
+    assert team.agent.active == ("sales" if team.stored else "desk")
+    team.llm.goes_on_with(says("Yes?"))
+    team.router.goes_on_with(says("stay"))
+    assert spoken(await take(team.agent, "hello?", turn_id="turn_2")) == "Yes?"
+
+
 class Leisurely:
     """A model whose connection takes a moment to close."""
 

@@ -1,6 +1,7 @@
 """Any OpenAI-compatible chat model as an `LLMPort`."""
 
 import json
+import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -67,8 +68,9 @@ class _ToolCalls:
         """The calls whose names became known by this piece."""
         started = []
         for piece in delta.tool_calls or ():
+            # A server that gives no id gets one that no other call of the turn has: it is the call's idempotency key.
             known = self._calls.get(piece.index) or ToolCall(
-                id=piece.id or f"call_{piece.index}", name="", arguments=""
+                id=piece.id or f"call_{uuid.uuid4().hex}", name="", arguments=""
             )
             name = (piece.function and piece.function.name) or ""
             arguments = (piece.function and piece.function.arguments) or ""
