@@ -309,7 +309,7 @@ async def test_exchanges_of_a_draft_keep_their_order_across_the_confirmation() -
     ]
 
 
-@pytest.mark.parametrize("steps", range(60))
+@pytest.mark.parametrize("steps", range(0, 122, 2))
 async def test_a_turn_cancelled_at_any_step_leaves_whole_exchanges_and_an_agent_that_answers(steps: int) -> None:
     asked = [calls("look_up", call_id="c1"), calls("charge", call_id="c2"), transfers("sales"), says("Sales.")]
     clerk = Clerk(*asked, *asked)

@@ -300,7 +300,7 @@ async def test_a_turn_that_is_cut_off_before_the_first_word_closes_both_models()
     assert spoken(await take(team.agent, "hello?", turn_id="turn_2")) == "Yes?"
 
 
-@pytest.mark.parametrize("steps", range(40))
+@pytest.mark.parametrize("steps", range(0, 80, 2))
 async def test_a_turn_cancelled_at_any_step_closes_what_it_opened(steps: int) -> None:
     team = Team([asyncio.Event()], says("Sales here."), verdicts=[transfers("sales"), says("stay")])
     answering = asyncio.create_task(take(team.agent, "how much?"))

@@ -9,12 +9,12 @@ from graphs.router import AgentRouterPort, SpeculativeRouter, sticky
 from worker.call.settings import CallSettings
 
 
-def open_model(client: AsyncOpenAI, settings: CallSettings) -> LLMPort:
+def open_model(client: AsyncOpenAI, settings: CallSettings, *, temperature: float | None = None) -> LLMPort:
     """The model that speaks, with the one that stands in for it when there is one."""
-    model = _model(client, settings, settings.llm_model)
+    model = _model(client, settings, settings.llm_model, temperature=temperature)
     if settings.llm_fallback_model is None:
         return model
-    return FallbackLLM(model, _model(client, settings, settings.llm_fallback_model))
+    return FallbackLLM(model, _model(client, settings, settings.llm_fallback_model, temperature=temperature))
 
 
 def open_router(client: AsyncOpenAI, settings: CallSettings) -> AgentRouterPort:
@@ -24,5 +24,5 @@ def open_router(client: AsyncOpenAI, settings: CallSettings) -> AgentRouterPort:
     return SpeculativeRouter(_model(client, settings, settings.router_model or settings.llm_model))
 
 
-def _model(client: AsyncOpenAI, settings: CallSettings, name: str) -> OpenAILLM:
-    return OpenAILLM(client, model=name, timeout=settings.provider_timeout)
+def _model(client: AsyncOpenAI, settings: CallSettings, name: str, *, temperature: float | None = None) -> OpenAILLM:
+    return OpenAILLM(client, model=name, timeout=settings.provider_timeout, temperature=temperature)
