@@ -131,6 +131,22 @@ class CallSettings(KnowledgeSettings, FleetSettings):
     )
 
     llm_model: str = Field(default="gpt-4.1-mini", alias="MUSTER_LLM_MODEL", description="OpenAI's chat model")
+    llm_fallback_model: str | None = Field(
+        default=None,
+        alias="MUSTER_LLM_FALLBACK_MODEL",
+        description="chat model of the same server that answers when the first one fails; without it nobody does",
+    )
+    router: Literal["sticky", "speculative"] = Field(
+        default="sticky",
+        alias="MUSTER_ROUTER",
+        description="who answers a turn: whoever answered last (`sticky`), or whom a small model names while they "
+        "begin to (`speculative`)",
+    )
+    router_model: str | None = Field(
+        default=None,
+        alias="MUSTER_ROUTER_MODEL",
+        description="the small model of a `speculative` router; without it the chat model",
+    )
     stt_model: str = Field(
         default="gpt-4o-mini-transcribe", alias="MUSTER_STT_MODEL", description="OpenAI's recognition model"
     )
