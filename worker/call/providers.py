@@ -11,6 +11,7 @@ from livekit.agents.voice.agent_session import SessionConnectOptions
 from livekit.plugins import elevenlabs, openai
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
+from worker.call.clauses import ClauseTokenizer
 from worker.call.settings import OPENAI_URL, CallSettings
 
 
@@ -70,6 +71,7 @@ def open_providers(
             voice_id=settings.voice_id,
             # Raw samples need no decoder, and each sentence comes with the times of its characters.
             encoding="pcm_24000",
+            word_tokenizer=ClauseTokenizer(),
             http_session=http_session,
         ),
         openai=client,
