@@ -79,10 +79,11 @@ class EarlySTT(stt.STT[Any]):
 
 @dataclass
 class _Recognition:
-    """A request for the words of an utterance; `is_final` once nothing can be added to it."""
+    """A request for the words of an utterance; `is_open` as long as it is not known whether they are all."""
 
     task: asyncio.Task[stt.SpeechEvent]
-    is_final: bool = False
+    is_open: bool = True
+    #: Unix seconds.
     speech_ended_at: float | None = None
 
     @property
@@ -106,7 +107,7 @@ class _EarlyStream(stt.RecognizeStream):
 
     async def _run(self) -> None:
         activity = self._early_stt.vad.stream()
-        self._results = utils.aio.Chan[_Recognition]()
+        self._results = utils.aio.Chan[tuple[stt.SpeechEventType, _Recognition]]()
         self._requests = set[asyncio.Task[stt.SpeechEvent]]()
         self._utterance: list[rtc.AudioFrame] = []
         self._early: _Recognition | None = None
@@ -157,7 +158,7 @@ class _EarlyStream(stt.RecognizeStream):
         elif self._early is None and self._early_left and event.raw_accumulated_silence >= _SHORT_SILENCE:
             self._early_left -= 1
             self._early = self._request(self._utterance)
-            self._results.send_nowait(self._early)
+            self._results.send_nowait((stt.SpeechEventType.PREFLIGHT_TRANSCRIPT, self._early))
 
     def _end(self, event: vad.VADEvent) -> None:
         ended_at = time.time() - event.silence_duration - event.inference_duration
@@ -165,11 +166,12 @@ class _EarlyStream(stt.RecognizeStream):
         recognition, self._early = self._early, None
         if recognition is None or recognition.failed:
             recognition = self._request(event.frames)
-        recognition.is_final, recognition.speech_ended_at = True, ended_at
-        self._results.send_nowait(recognition)
+        recognition.is_open, recognition.speech_ended_at = False, ended_at
+        self._results.send_nowait((stt.SpeechEventType.FINAL_TRANSCRIPT, recognition))
 
     def _drop_early(self) -> None:
         if self._early is not None:
+            self._early.is_open = False
             self._early.task.cancel()
             self._early = None
 
@@ -184,13 +186,14 @@ class _EarlyStream(stt.RecognizeStream):
 
     async def _deliver(self) -> None:
         """Raises `APIError` when the words of a whole utterance cannot be had."""
-        async for recognition in self._results:
+        async for kind, recognition in self._results:
             await asyncio.wait({recognition.task})
-            if recognition.is_final:
-                self._send(stt.SpeechEventType.FINAL_TRANSCRIPT, recognition)
-            elif not recognition.task.cancelled():
+            if kind is stt.SpeechEventType.FINAL_TRANSCRIPT:
+                self._send(kind, recognition)
+            # Words that came when the utterance was over are told once, as its final ones.
+            elif recognition.is_open:
                 try:
-                    self._send(stt.SpeechEventType.PREFLIGHT_TRANSCRIPT, recognition)
+                    self._send(kind, recognition)
                 except APIError:
                     logger.info("an early recognition failed; the end of the utterance tries again")
 
