@@ -1,75 +1,23 @@
 """Early recognition on recorded speech: real voice activity detection, and a recogniser that plays a script."""
 
 import asyncio
-import os
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
 
-import numpy as np
 import pytest
 from livekit import rtc
-from livekit.agents import APIConnectionError, APIConnectOptions, APIError, NotGivenOr, inference, stt, utils
-from livekit.agents.types import NOT_GIVEN
+from livekit.agents import APIConnectionError, APIConnectOptions, APIError, inference, stt
 
-from local.audio import SAMPLE_RATE, Samples, frames_of, read_wav, trimmed
-from local.caller import quiet_room
+from local.audio import SAMPLE_RATE, Samples, frames_of
+from tests.recorded_speech import SHORT, line, recorded_pieces
+from tests.scripted_stt import ScriptedSTT
 from worker.call.early_stt import EarlySTT
 
-#: Seconds from where to where the reader of "two_cities.wav" speaks without a pause.
-PIECES = ((3.00, 4.30), (12.00, 12.70), (16.00, 16.60))
-SHORT = 0.16
 ONCE = APIConnectOptions(max_retry=0, timeout=5)
 
 START, PREFLIGHT = stt.SpeechEventType.START_OF_SPEECH, stt.SpeechEventType.PREFLIGHT_TRANSCRIPT
 END, FINAL = stt.SpeechEventType.END_OF_SPEECH, stt.SpeechEventType.FINAL_TRANSCRIPT
 
-Answer = str | Exception | tuple[asyncio.Event, str]
-
-
-class ScriptedSTT(stt.STT[str]):
-    """Answers each request with the next line of a script: words, an error, or words once an event is set."""
-
-    def __init__(self, *script: Answer) -> None:
-        super().__init__(capabilities=stt.STTCapabilities(streaming=False, interim_results=False))
-        self._script = list(script)
-        self.heard: list[Samples] = []
-        self.asked = asyncio.Semaphore(0)
-
-    async def _recognize_impl(
-        self,
-        buffer: utils.AudioBuffer,
-        *,
-        language: NotGivenOr[str] = NOT_GIVEN,
-        conn_options: APIConnectOptions,
-    ) -> stt.SpeechEvent:
-        assert isinstance(buffer, rtc.AudioFrame)
-        self.heard.append(np.frombuffer(buffer.data, np.int16))
-        self.asked.release()
-        answer = self._script.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        if isinstance(answer, tuple):
-            opened, answer = answer
-            await opened.wait()
-        return stt.SpeechEvent(FINAL, alternatives=[stt.SpeechData(language="en", text=answer)])  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def pieces() -> Sequence[Samples]:
-    """Words of a person reading aloud, without a pause inside."""
-    package = find_spec("moonshine_voice")
-    if package is None or package.origin is None:
-        if os.environ.get("CI"):
-            pytest.fail("moonshine_voice is not installed")
-        pytest.skip("moonshine_voice is not installed")
-    recording = read_wav(Path(package.origin).parent / "assets" / "two_cities.wav")
-    return [trimmed(recording[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]) for start, end in PIECES]
-
-
-def line(*parts: Samples | float) -> Samples:
-    """Pieces of speech and seconds of a quiet room."""
-    return np.concatenate([quiet_room(part) if isinstance(part, float) else part for part in parts])
+pieces = pytest.fixture(scope="module")(recorded_pieces)
 
 
 async def events_of(samples: Samples, recogniser: ScriptedSTT, *, early: int = 3) -> list[tuple[object, str]]:
