@@ -34,6 +34,20 @@ async def test_the_first_clause_is_there_before_its_sentence_is_written() -> Non
     await stream.aclose()
 
 
+async def test_a_sentence_does_not_wait_for_the_next_one() -> None:
+    stream = ClauseTokenizer().stream()
+    for text in ("One moment, please. I will get a colleague. ", "The premium plan costs forty nine dollars. "):
+        stream.push_text(text)
+        assert (await anext(stream)).token == text.strip()
+    await stream.aclose()
+
+
+async def test_an_abbreviation_waits_for_what_it_belongs_to() -> None:
+    assert await tokens("Your appointment is with Dr. Smith from our office. ") == [
+        "Your appointment is with Dr. Smith from our office."
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

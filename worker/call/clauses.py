@@ -13,8 +13,13 @@ _CLAUSE = re.compile(
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*\s")
 
 
+#: What a writer who stops here leaves behind.
+_COMPLETE = re.compile(r"[.!?][\"')\]]*\s+$")
+
+
 class ClauseTokenizer(SentenceTokenizer):
-    """LiveKit's own sentence tokenizer, but a streamed text's first token may be a clause.
+    """LiveKit's own sentence tokenizer, but a streamed text's first token may be a clause, and a sentence with white
+    space behind it does not wait for the next one.
 
     Nothing is lost or added: the tokens, joined by spaces, are the text with its white space evened out.
     """
@@ -28,21 +33,24 @@ class ClauseTokenizer(SentenceTokenizer):
 
     def stream(self, *, language: str | None = None) -> SentenceStream:
         """Tokens of one answer while it is written."""
-        return _ClauseStream(self._sentences.stream(language=language))
+        return _ClauseStream(self._sentences, self._sentences.stream(language=language))
 
 
 class _ClauseStream(SentenceStream):
-    def __init__(self, sentences: SentenceStream) -> None:
+    def __init__(self, tokenizer: SentenceTokenizer, sentences: SentenceStream) -> None:
         super().__init__()
+        self._tokenizer = tokenizer
         self._sentences = sentences
         #: The text as long as it is not known whether its first token is a clause.
         self._opening = ""
         self._is_open = asyncio.Event()
         self._clause: str | None = None
+        #: What the sentences were given and may still keep.
+        self._kept = ""
 
     def push_text(self, text: str) -> None:
         if self._is_open.is_set():
-            self._sentences.push_text(text)
+            self._pass_on(text)
             return
         self._opening += text
         if found := _CLAUSE.match(self._opening):
@@ -77,5 +85,10 @@ class _ClauseStream(SentenceStream):
     def _pass_on(self, text: str) -> None:
         self._opening = ""
         self._is_open.set()
-        if text:
-            self._sentences.push_text(text)
+        if not text:
+            return
+        self._sentences.push_text(text)
+        self._kept += text
+        if _COMPLETE.search(self._kept) and self._tokenizer.tokenize(f"{self._kept}Next")[-1] == "Next":
+            self._sentences.flush()
+            self._kept = ""
