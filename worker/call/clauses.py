@@ -11,8 +11,6 @@ _CLAUSE = re.compile(
     r"(?P<clause>(?:(?![.!?][\"')\]]*\s).){18,}?(?:[,;:]|\s[-\N{EN DASH}\N{EM DASH}]|\N{EM DASH}))\s", re.DOTALL
 )
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*\s")
-
-
 #: What a writer who stops here leaves behind.
 _COMPLETE = re.compile(r"[.!?][\"')\]]*\s+$")
 
