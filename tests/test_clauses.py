@@ -1,8 +1,11 @@
 """How an answer is cut for the voice while it is written."""
 
+import asyncio
 import re
+from collections.abc import AsyncIterator
 
 import pytest
+from livekit.agents.voice.transcription.filters import filter_markdown
 
 from worker.call.clauses import ClauseTokenizer
 
@@ -35,17 +38,32 @@ async def test_the_first_clause_is_there_before_its_sentence_is_written() -> Non
 
 
 async def test_a_sentence_does_not_wait_for_the_next_one() -> None:
-    stream = ClauseTokenizer().stream()
-    for text in ("One moment, please. I will get a colleague. ", "The premium plan costs forty nine dollars. "):
-        stream.push_text(text)
-        assert (await anext(stream)).token == text.strip()
-    await stream.aclose()
+    """As LiveKit passes an answer on, with its Markdown taken out."""
+    bridge, answer = "One moment, please. I will get a colleague. ", "The premium plan costs forty nine dollars. "
+    stream, spoken = ClauseTokenizer().stream(), asyncio.Event()
+
+    async def written() -> AsyncIterator[str]:
+        yield bridge
+        await spoken.wait()
+        yield answer
+
+    async def push() -> None:
+        async for text in filter_markdown(written()):
+            stream.push_text(text)
+        stream.end_input()
+
+    pushing = asyncio.create_task(push())
+    assert (await anext(stream)).token == bridge.strip()
+    spoken.set()
+    assert [token.token async for token in stream] == [answer.strip()]
+    await pushing
 
 
-async def test_an_abbreviation_waits_for_what_it_belongs_to() -> None:
-    assert await tokens("Your appointment is with Dr. Smith from our office. ") == [
-        "Your appointment is with Dr. Smith from our office."
-    ]
+@pytest.mark.parametrize(
+    "text", ["Your appointment is with Dr. Smith from our office.", "That makes a sum of 49.90 dollars a month."]
+)
+async def test_a_full_stop_that_ends_no_sentence_waits_for_what_it_belongs_to(text: str) -> None:
+    assert await tokens(text, piece=".") == await tokens(text) == [text]
 
 
 @pytest.mark.parametrize(

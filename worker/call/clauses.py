@@ -11,13 +11,14 @@ _CLAUSE = re.compile(
     r"(?P<clause>(?:(?![.!?][\"')\]]*\s).){18,}?(?:[,;:]|\s[-\N{EN DASH}\N{EM DASH}]|\N{EM DASH}))\s", re.DOTALL
 )
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*\s")
-#: What a writer who stops here leaves behind.
-_COMPLETE = re.compile(r"[.!?][\"')\]]*\s+$")
+#: How a text ends when its writer stops after a sentence. LiveKit takes Markdown out of a text before it is spoken, and
+#: keeps the white space that follows a full stop until more is written; behind a figure, the figure may go on.
+_COMPLETE = re.compile(r"(?:[!?]|(?<!\d)\.)[\"')\]]*\s*$")
 
 
 class ClauseTokenizer(SentenceTokenizer):
-    """LiveKit's own sentence tokenizer, but a streamed text's first token may be a clause, and a sentence with white
-    space behind it does not wait for the next one.
+    """LiveKit's own sentence tokenizer, but a streamed text's first token may be a clause, and a sentence at the
+    end of what is written so far does not wait for the next one.
 
     Nothing is lost or added: the tokens, joined by spaces, are the text with its white space evened out.
     """
@@ -54,7 +55,7 @@ class _ClauseStream(SentenceStream):
         if found := _CLAUSE.match(self._opening):
             self._clause = found["clause"].strip()
             self._pass_on(self._opening[found.end() :])
-        elif _SENTENCE_END.search(self._opening):
+        elif _SENTENCE_END.search(self._opening) or self._is_complete(self._opening):
             self._pass_on(self._opening)
 
     def flush(self) -> None:
@@ -87,6 +88,10 @@ class _ClauseStream(SentenceStream):
             return
         self._sentences.push_text(text)
         self._kept += text
-        if _COMPLETE.search(self._kept) and self._tokenizer.tokenize(f"{self._kept}Next")[-1] == "Next":
+        if self._is_complete(self._kept):
             self._sentences.flush()
             self._kept = ""
+
+    def _is_complete(self, text: str) -> bool:
+        """Whether a word behind the text would begin another sentence, and the last one is long enough to be spoken."""
+        return bool(_COMPLETE.search(text)) and self._tokenizer.tokenize(f"{text.rstrip()} Next")[-1] == "Next"
