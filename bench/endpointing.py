@@ -80,6 +80,11 @@ class _Heard:
         return sum(turn.over_at < self.ended_at for turn in self.turns)
 
     @property
+    def late(self) -> int:
+        """How many turns were made of words that came when the turn was over already."""
+        return max(0, len(self.turns) - self.cuts - 1)
+
+    @property
     def delay(self) -> float | None:
         """Seconds from the last audible sample to the end of the turn; None when that never came."""
         return next((turn.over_at - self.ended_at for turn in self.turns if turn.over_at >= self.ended_at), None)
@@ -250,18 +255,21 @@ def _report(heard: Mapping[str, list[_Heard]]) -> Report:
 
 
 def _notes(name: str, results: Sequence[_Heard]) -> Iterator[str]:
-    cut = [one for one in results if one.cuts]
     errors = [
         word_errors(said=one.utterance.text, recognised=" ".join(turn.text for turn in one.turns))
         for one in results
         if one.utterance.text is not None
     ]
-    yield (
-        f"{name}: {len(cut)} of {len(results)} utterances cut at a pause ({sum(one.cuts for one in results)} cuts), "
-        f"{sum(one.delay is None for one in results)} without an end; "
-        f"{sum(each.errors for each in errors)} of {sum(len(each.said) for each in errors)} words differ; "
-        f"{sum(one.requests for one in results) / len(results):.2f} recognitions and "
-        f"{sum(one.drafts for one in results) / len(results):.2f} drafts an utterance."
+    count = len(results)
+    counts = (
+        f"{sum(one.cuts > 0 for one in results)} of {count} utterances cut at a pause",
+        f"{sum(one.late > 0 for one in results)} with words that came too late for their turn",
+        f"{sum(one.delay is None for one in results)} without an end",
+        f"{sum(each.errors for each in errors)} of {sum(len(each.said) for each in errors)} words wrong",
+        f"{sum(one.requests for one in results) / count:.2f} recognitions an utterance",
+        f"{sum(one.drafts for one in results) / count:.2f} drafts an utterance",
     )
-    for one in cut:
-        yield f"  cut: {' | '.join(turn.text for turn in one.turns)}"
+    yield f"{name}: {', '.join(counts)}."
+    for one in results:
+        if one.cuts or one.late:
+            yield f"  {'cut' if one.cuts else 'late'}: {' | '.join(turn.text for turn in one.turns)}"
