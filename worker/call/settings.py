@@ -123,10 +123,10 @@ class CallSettings(KnowledgeSettings, FleetSettings):
         default="model", alias="MUSTER_TURN_DETECTION", description="how the end of a turn is judged: `model` or `vad`"
     )
     endpointing_min_delay: Seconds = Field(
-        default=0.5, alias="MUSTER_ENDPOINTING_MIN_DELAY", description="silence that ends a turn that sounds finished"
+        default=0.6, alias="MUSTER_ENDPOINTING_MIN_DELAY", description="silence that ends a turn that sounds finished"
     )
     endpointing_max_delay: Seconds = Field(
-        default=0.8, alias="MUSTER_ENDPOINTING_MAX_DELAY", description="silence that ends any turn"
+        default=0.9, alias="MUSTER_ENDPOINTING_MAX_DELAY", description="silence that ends any turn"
     )
     early_transcripts: int = Field(
         default=2,
