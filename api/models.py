@@ -218,7 +218,11 @@ class SessionsAnswer(Answer):
 
 
 class TurnTimings(Answer):
-    """Where the time of an answer went: moments in Unix seconds, durations in seconds."""
+    """Where the time of an answer went: moments in Unix seconds, durations in seconds.
+
+    Of what was drafted while the caller was waited for, `graph_llm` and `tts` count what was left when the turn was
+    over.
+    """
 
     speech_ended_at: float
     endpointing: float

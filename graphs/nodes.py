@@ -78,7 +78,8 @@ class _Voice:
     def bridge(self) -> None:
         """Fill the silence of a hand-over, unless the model already says something itself."""
         if self.silent and self._specialist.bridge:
-            self.say(self._specialist.bridge)
+            # The space tells the voice that the sentence is whole, long before the colleague says anything.
+            self.say(f"{self._specialist.bridge} ")
 
 
 class _ModelCall:

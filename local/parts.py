@@ -41,7 +41,8 @@ _QUIET = {
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StackOptions:
     """What to start. `environment` counts as if the user had set it; without `preferred_ports` any free port
-    is taken; `directory` holds logs and data and defaults to a new one below `home`."""
+    is taken; `directory` holds logs and data and defaults to a new one below `home`. `first_token_delay` is how many
+    seconds the stand-in model thinks before its first token."""
 
     parts: frozenset[str] = ALL_PARTS
     workers: int = 1
@@ -50,6 +51,7 @@ class StackOptions:
     preferred_ports: bool = True
     home: Path | None = None
     directory: Path | None = None
+    first_token_delay: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +162,7 @@ class StackPlan:
         self.urls[PROVIDERS] = f"http://{HOST}:{port}"
         log = self._directory / "providers.jsonl"
         command = [sys.executable, "-m", "local.providers", "--port", str(port), "--log", str(log)]
+        command += ["--first-token-delay", str(self._options.first_token_delay)]
         knowledge = self._environ.get("MUSTER_KNOWLEDGE")
         self._add(
             PROVIDERS,

@@ -86,7 +86,8 @@ class Session:
 class TurnTimings:
     """Where the time of an answer went, as the agent measured it.
 
-    `speech_ended_at` and `first_audio_at` are unix seconds on the agent's clock, the rest are seconds.
+    `speech_ended_at` and `first_audio_at` are unix seconds on the agent's clock, the rest are seconds. Of what was
+    drafted while the caller was waited for, `graph_llm` and `tts` count what was left when the turn was over.
     """
 
     speech_ended_at: float

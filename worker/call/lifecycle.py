@@ -6,14 +6,11 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from livekit import rtc
 from livekit.agents import (
-    AgentSession,
     AgentStateChangedEvent,
     CloseEvent,
     ConversationItemAddedEvent,
     ErrorEvent,
-    TurnHandlingOptions,
     UserStateChangedEvent,
-    inference,
     llm,
     utils,
 )
@@ -24,7 +21,8 @@ from graphs.entities import Message
 from worker.call import phrases
 from worker.call.agent_llm import AgentLLM
 from worker.call.ending import Countdown, Ending
-from worker.call.providers import Providers, connect_options
+from worker.call.pipeline import AUDIO_INPUT, open_pipeline
+from worker.call.providers import Providers
 from worker.call.settings import CallSettings
 from worker.call.timings import TurnClock
 from worker.call.voice_agent import VoiceAgent
@@ -74,20 +72,7 @@ class Call:
         self._farewell: asyncio.Task[None] | None = None
         self._idle = Countdown(ending, Reason.IDLE, seconds=settings.idle_timeout)
         self._duration = Countdown(ending, Reason.MAX_DURATION, seconds=time_left)
-        self._voice: AgentSession[None] = AgentSession(
-            stt=providers.stt,
-            llm=agent_llm,
-            tts=providers.tts,
-            vad=inference.VAD(),
-            turn_handling=_turn_handling(settings),
-            use_tts_aligned_transcript=True,
-            conn_options=connect_options(settings),
-            # Callers bring their own echo cancellation; deaf first seconds would swallow a barge-in.
-            aec_warmup_duration=None,
-            # Waiting for the words of a caller who has left only holds the slot.
-            session_close_transcript_timeout=0.2,
-            user_away_timeout=None,
-        )
+        self._voice = open_pipeline(settings, providers, agent_llm)
         self._user_state, self._agent_state = "listening", "initializing"
         self._listen_to_voice(providers)
 
@@ -104,6 +89,7 @@ class Call:
                 # A lost connection and a hang-up are told apart here, not by the framework.
                 close_on_disconnect=False,
                 delete_room_on_close=False,
+                audio_input=AUDIO_INPUT,
                 audio_output=room_io.AudioOutputOptions(track_name="agent"),
                 text_input=False,
             ),
@@ -218,18 +204,3 @@ class Call:
 
     def _voice_closed(self, event: CloseEvent) -> None:
         self._ending.decide(Reason.PROVIDER_FAILED if event.error else Reason.INTERNAL_ERROR)
-
-
-def _turn_handling(settings: CallSettings) -> TurnHandlingOptions:
-    model = inference.TurnDetector(version="v1-mini")
-    return TurnHandlingOptions(
-        turn_detection=model if settings.turn_detection == "model" else "vad",
-        # The model's own limit keeps a caller whose sentence sounds unfinished waiting for 2.5 s.
-        endpointing={
-            "min_delay": settings.endpointing_min_delay,
-            "max_delay": settings.endpointing_max_delay,
-        },
-        interruption={"mode": "vad", "min_duration": settings.interruption_min_duration},
-        # The answer is drafted while the caller may still go on; see `AgentPort.respond`.
-        preemptive_generation={"enabled": True},
-    )

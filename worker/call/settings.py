@@ -211,10 +211,28 @@ class CallSettings(KnowledgeSettings, FleetSettings):
         default="model", alias="MUSTER_TURN_DETECTION", description="how the end of a turn is judged: `model` or `vad`"
     )
     endpointing_min_delay: Seconds = Field(
-        default=0.3, alias="MUSTER_ENDPOINTING_MIN_DELAY", description="silence that ends a turn that sounds finished"
+        default=0.6, alias="MUSTER_ENDPOINTING_MIN_DELAY", description="silence that ends a turn that sounds finished"
     )
     endpointing_max_delay: Seconds = Field(
-        default=0.8, alias="MUSTER_ENDPOINTING_MAX_DELAY", description="silence that ends any turn"
+        default=0.9, alias="MUSTER_ENDPOINTING_MAX_DELAY", description="silence that ends any turn"
+    )
+    early_transcripts: int = Field(
+        default=2,
+        ge=0,
+        alias="MUSTER_EARLY_TRANSCRIPTS",
+        description="short silences of an utterance at which its words are recognised already; each after which the "
+        "caller goes on costs one more request, 0 recognises ends only",
+    )
+    drafts: int = Field(
+        default=4,
+        ge=0,
+        alias="MUSTER_DRAFTS",
+        description="answers that may be drafted for one turn until it is over; each is a model request, 0 drafts none",
+    )
+    preemptive_voice: bool = Field(
+        default=True,
+        alias="MUSTER_PREEMPTIVE_VOICE",
+        description="whether a draft is spoken into memory too; the voice is paid for drafts that nobody hears",
     )
     interruption_min_duration: Seconds = Field(
         default=0.4, alias="MUSTER_INTERRUPTION_MIN_DURATION", description="speech that interrupts the agent"

@@ -8,6 +8,7 @@ from livekit.agents import APIConnectOptions, NotGivenOr, stt, tts, utils
 from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS, NOT_GIVEN
 from livekit.plugins import elevenlabs
 
+from worker.call.clauses import ClauseTokenizer
 from worker.call.speech.patience import bounded
 
 
@@ -61,7 +62,7 @@ class ElevenLabsTTS:
         return "/".join((self.name, self._model, self._voice, self._language or ""))
 
     def open(self) -> tts.TTS[Any]:
-        """Sentences as they are complete, one socket for all of them; each word is timed."""
+        """A first clause and then sentences as they are complete, one socket for all of them; each word is timed."""
         return elevenlabs.TTS(
             api_key=self._account.api_key,
             base_url=self._account.base_url or NOT_GIVEN,
@@ -72,6 +73,7 @@ class ElevenLabsTTS:
             encoding="pcm_24000",
             # The words as they were written: what was spoken is looked up in the text.
             preferred_alignment="original",
+            word_tokenizer=ClauseTokenizer(),
             http_session=self._account.http_session,
         )
 
