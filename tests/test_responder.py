@@ -19,8 +19,9 @@ from graphs.roster import Roster, Services, load_roster
 from graphs.specialists import ROSTER
 from graphs.supervisor import build_supervisor
 from graphs.tickets import SQLiteTickets
+from local.providers.intents import GOODBYE, HELLO, TAKE_YOUR_TIME
 from local.providers.passages import MAX_ANSWER_WORDS, read_sections
-from local.providers.responder import ASK_AGAIN, GOODBYE, HELLO, TAKE_YOUR_TIME, Answer, Responder
+from local.providers.responder import ASK_AGAIN, Answer, Responder
 from tests.scripted_llm import spoken, take
 
 ROUTING = [
