@@ -1,4 +1,4 @@
-"""What a caller does with a sentence, apart from what it is about: greet, thank, agree, complain that nothing helped."""
+"""What a caller does with a sentence, apart from what it is about: greet, thank, agree, say that nothing helped."""
 
 import re
 
@@ -21,23 +21,29 @@ KINDS = {
     ),
     "greeting": vocabulary("hello hi hey morning afternoon evening good greetings"),
     "help": vocabulary("help helpful helped"),
-    "yes": vocabulary("yes yeah yep sure please okay ok absolutely definitely exactly correct fine alright agreed ahead"),
+    "yes": vocabulary(
+        "yes yeah yep sure please okay ok absolutely definitely exactly correct fine alright agreed ahead"
+    ),
     "no": vocabulary("no nope nothing not all everything never mind questions"),
 }
 SMALL_TALK = frozenset[str]().union(*KINDS.values())
 
 #: Words that say that what was tried did not help, and those around them.
-_VAIN_WORDS = vocabulary(
-    "still same already tried help helped helping helps work worked works working didnt doesnt dont didn doesn isnt not "
-    "no nothing luck change changed difference better fixed solved improvement yet unfortunately again cant wont but "
-    "however steps done step everything use happened happens did problem issue it keeps"
+VAIN_WORDS = vocabulary(
+    """still same already tried help helped helping helps work worked works working didnt doesnt dont didn doesn isnt
+    not no nothing luck change changed difference better fixed solved improvement yet unfortunately again cant wont but
+    however steps done step everything use happened happens did problem issue it keeps"""
 )
+_NOT = r"(?:(?:did|does|has|have|is|was|wo) ?n.?t|(?:did|does|has|is|was|will) not|not|never)"
 _IN_VAIN = re.compile(
-    r"\b(still|to no avail|no (luck|change|difference|improvement|success|effect|use)|(the )?same (problem|issue|thing)|"
-    r"(just|all|exactly) the same|already (did|tried|done)|(have|ive|i) (already )?(tried|done) (that|it|this|all|every)\w*|"
-    r"nothing (helps|helped|works|worked|changes|changed|happens|happened)|"
-    r"(did ?n.?t|does ?n.?t|has ?n.?t|have ?n.?t|did not|does not|has not|is ?n.?t|is not|was ?n.?t|was not|wo ?n.?t|will not|not|never) "
-    r"(really |seem to |do |any )?(help|work|fix|solve|change|better|improve|any|good|working|fixed|solved|anything)\w*)\b"
+    r"\b(?:"
+    r"still|to no avail|no (?:luck|change|difference|improvement|success|effect|use)|"
+    r"same (?:problem|issue|thing)|(?:just|all|exactly) the same|already (?:did|tried|done)|"
+    r"(?:have|ive|i) (?:already )?(?:tried|done) (?:that|it|this|all|every)\w*|"
+    r"nothing (?:helps|helped|works|worked|changes|changed|happens|happened)|"
+    rf"{_NOT} (?:really |seem to |do |any )?"
+    r"(?:help|work|fix|solve|change|better|improve|any|good|working|fixed|solved|anything)\w*"
+    r")\b"
 )
 #: These alone may also begin a first report of a fault.
 _FAULT = re.compile(r"\b(not|n.?t|never) (really )?work(ing|s|ed)?\b")
@@ -52,9 +58,12 @@ _REPEAT = re.compile(
     r"(did ?n.t|did not|could ?n.t|could not) (quite |really )?(hear|catch|get|understand) (you|that|it|what)|"
     r"what did you (just )?say|go on|continue|carry on|you were saying)\b"
 )
-_PRICE = vocabulary("price prices priced cost costs costing expensive cheap cheapest dollars charge charged charges pricey")
+_PRICE = vocabulary(
+    "price prices priced cost costs costing expensive cheap cheapest dollars charge charged charges pricey"
+)
 _HOW_MUCH = re.compile(
-    r"\bhow much(?! (?:speed|data|time|space|faster|longer|notice|bandwidth|channels))(?= |\W*$)|\bwhat (?:would|do|will) i pay\b"
+    r"\bhow much(?! (?:speed|data|time|space|faster|longer|notice|bandwidth|channels))(?= |\W*$)|"
+    r"\bwhat (?:would|do|will) i pay\b"
 )
 
 _REFUSING = (
@@ -63,9 +72,11 @@ _REFUSING = (
 )
 _ASKING = (
     r"^\W*(?:(?:and|so|but|okay|ok|hello|hi)\W+)*"
-    r"(?:(?:what|how)(?! about)|when|why|where|who|which|has|have|did|was|(?:is|are) (?:my|the|this|that|there)|do i need)\b"
+    r"(?:(?:what|how)(?! about)|when|why|where|who|which|has|have|did|was|"
+    r"(?:is|are) (?:my|the|this|that|there)|do i need)\b"
 )
 
+_AGREEING = vocabulary("do would could good go idea")
 #: What is said around a request and is not what the request is about.
 REQUEST = vocabulary(
     "open create file raise log submit make give get need want start put support another one issue report case please"
@@ -117,7 +128,7 @@ def is_in_vain(question: str, *, about: frozenset[str]) -> bool:
     text = _lower(question)
     if not _IN_VAIN.search(text) or text.rstrip().endswith("?"):
         return False
-    fresh = stems(question) - stems(" ".join(_VAIN_WORDS | SMALL_TALK | REQUEST)) - about
+    fresh = stems(question) - stems(" ".join(VAIN_WORDS | SMALL_TALK | REQUEST)) - about
     return len(fresh) <= (0 if _FAULT.search(text) and "still" not in text else 1)
 
 
@@ -142,7 +153,7 @@ def agrees(question: str) -> bool:
     """Whether the caller accepts an offer and says nothing else."""
     heard = words(question)
     refused = bool(heard & {"no", "nope", "not", "dont", "never"})
-    rest = content(question) - KINDS["yes"] - KINDS["thanks"] - REQUEST - vocabulary("do would could great good go idea")
+    rest = content(question) - KINDS["yes"] - KINDS["thanks"] - REQUEST - _AGREEING
     return bool(heard & (KINDS["yes"] | {"do", "go", "open"})) and not refused and not rest
 
 

@@ -15,10 +15,10 @@ from local.providers.synonyms import plainly
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 
 #: A section answers a question from this score on: a weighted cosine, plus a bonus for shared rare words.
-FITS = 0.35
-#: How much of the cosine is the heading's, the closest sentence's, and that sentence's below its heading.
-HEADING_WEIGHT, SENTENCE_WEIGHT, BOTH_WEIGHT = 0.2, 0.4, 0.4
-KEYWORD_WEIGHT = 0.1
+FITS = 0.37
+#: How much of the cosine is the closest sentence's, and how much the closest's of sentences and heading.
+SENTENCE_WEIGHT, CLOSEST_WEIGHT = 0.25, 0.75
+KEYWORD_WEIGHT = 0.17
 MAX_ANSWER_SENTENCES = 4
 MAX_ANSWER_WORDS = 40
 #: Two words of a speech recogniser count as the same from this likeness on.
@@ -36,7 +36,7 @@ def vocabulary(text: str) -> frozenset[str]:
 FILLERS = vocabulary(
     """a about again ah all also am an and any anything are as ask asked asking at be because been but by can
     could did do does dont else er for from get give going gonna got had has have he her here hey him his how
-    i if ill im into is it its ive just kind know let like lot may maybe me more much my need now of off oh on
+    i id if ill im into is it its ive just kind know let like lot may maybe me more much my need now of off oh on
     one or our out question really right said say she should so some tell than that thats the their them then
     there theres these they theyre thing things this to today too uh um up us very want wanted was we well were weve
     what whats when where which who will with wondering would you your youre youve"""
@@ -113,7 +113,6 @@ class Index:
         self._owners = np.array([i for i, _ in pairs], dtype=np.intp)
         self._heading_vectors = embed([section.heading for section in self._sections])
         self._sentence_vectors = embed([sentence for _, sentence in pairs])
-        self._pair_vectors = embed([f"{self._sections[i].heading}: {sentence}" for i, sentence in pairs])
 
     def search(self, question: str) -> list[Match]:
         """Every section with its score, best first; mends the question's spelling when nothing fits."""
@@ -123,11 +122,7 @@ class Index:
         return matches
 
     def _rank(self, question: str) -> list[Match]:
-        """By the question's own words or by plainer ones, whichever say more about a section."""
-        plain = plainly(question)
-        scores = self._scores(question)
-        if plain != question.casefold():
-            scores = np.maximum(scores, self._scores(plain))
+        scores = self._scores(plainly(question))
         matches = [Match(section, float(score)) for section, score in zip(self._sections, scores, strict=True)]
         return sorted(matches, key=lambda match: -match.score)
 
@@ -138,9 +133,9 @@ class Index:
             (self._shared(asked, heading) + self._shared(asked, text)) / 2
             for heading, text in zip(self._headings, self._texts, strict=True)
         ]
-        meaning = HEADING_WEIGHT * (self._heading_vectors @ vector)
-        meaning += SENTENCE_WEIGHT * self._best_of_each(self._sentence_vectors @ vector)
-        meaning += BOTH_WEIGHT * self._best_of_each(self._pair_vectors @ vector)
+        headings = self._heading_vectors @ vector
+        sentences = self._best_of_each(self._sentence_vectors @ vector)
+        meaning = SENTENCE_WEIGHT * sentences + CLOSEST_WEIGHT * np.maximum(headings, sentences)
         return np.asarray(meaning + KEYWORD_WEIGHT * np.array(shared, np.float32), np.float32)
 
     def _best_of_each(self, closeness: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from local.providers.intents import REQUEST, SMALL_TALK, is_in_vain
+from local.providers.intents import REQUEST, SMALL_TALK, VAIN_WORDS, is_in_vain
 from local.providers.passages import content, stems
 
 JSON = Mapping[str, Any]
@@ -55,7 +55,7 @@ class Conversation:
 
     def problem(self, tool_name: str) -> str:
         """The caller's last words that say what it is about, rather than what to do."""
-        around = stems(" ".join(SMALL_TALK | REQUEST | content(tool_name)))
+        around = stems(" ".join(SMALL_TALK | REQUEST | VAIN_WORDS | content(tool_name)))
         for number, question in reversed(list(enumerate(self._questions))):
             before = self._questions[number - 1] if number else ""
             fresh = stems(question) - around

@@ -45,6 +45,10 @@ from local.providers.synonyms import plainly
 
 #: Another desk must know clearly more before the caller is sent there.
 STAY_BONUS = 0.04
+#: How much worse than the desk's mere name a section with words may fit and is spoken all the same.
+SAY_BONUS = 0.2
+#: A question with a pronoun stands by itself from this score on.
+CLEARLY_FITS = 0.6
 #: A question of this many words or fewer may lean on the question before it.
 ELLIPTIC_WORDS = 3
 #: A choice that is not named is meant from this closeness on, when no other comes near.
@@ -56,6 +60,9 @@ WHICH_ONE = "Which one do you mean? There is {choices}."
 DID_NOT_WORK = "I am sorry, that did not work. Please try again a little later."
 FACT = "Your {name} is {value}."
 
+_LEANING = vocabulary("it its that this they them those these one ones")
+_CONNECTING = vocabulary("talk speak put connect transfer pass reach someone somebody through switch get forward")
+_DESK_WORDS = vocabulary("department team desk colleague colleagues agent person people staff there call")
 _WHICH = WHICH_ONE.partition("?")[0]
 #: What stands around the name of a choice in a question that leans on the one before.
 _AROUND_A_CHOICE = vocabulary("one ones instead then same other plan plans product products")
@@ -104,7 +111,7 @@ class Responder:
             return Answer(reply)
         if not talk.transferred and talk.last_said and wants_repetition(talk.question):
             return self._repeat(talk)
-        return self._look_up(talk) or self._find(talk, talk.question)
+        return self._look_up(talk) or _put_through(talk) or self._find(talk, talk.question)
 
     def _repeat(self, talk: Conversation) -> Answer:
         """The last answer again; one that was cut off is given anew."""
@@ -116,7 +123,9 @@ class Responder:
         """The best section's words, or a hand-over to the desk that owns it."""
         desk = talk.desk(self._desks)
         matches = self._search(talk, question)
-        own = next((match for match in matches if match.section.desk == desk), None)
+        # Who is at the desk wants to hear something; only those who ask for nothing else are welcomed.
+        candidates = [match for match in matches if match.section.desk == desk]
+        own = max(candidates, key=lambda match: match.score + bool(match.section.sentences) * SAY_BONUS, default=None)
         read = self._read(talk, desk)
         if read and (own is None or read.score > own.score):
             own = read
@@ -143,11 +152,15 @@ class Responder:
         return Match(Section(desk, best.section.heading, sentences[start:]), best.score)
 
     def _search(self, talk: Conversation, question: str) -> list[Match]:
+        """Matches of the question, or of the one before and this when it says too little by itself."""
         matches = self._search_all(question, talk.colleagues)
-        elliptic = len(content(question)) <= ELLIPTIC_WORDS
-        if talk.question_before and elliptic and matches[0].score < FITS:
-            return self._search_all(f"{talk.question_before} {question}", talk.colleagues)
-        return matches
+        if not talk.question_before or len(content(question)) > ELLIPTIC_WORDS:
+            return matches
+        needed = CLEARLY_FITS if words(question) & _LEANING else FITS
+        if matches[0].score >= needed:
+            return matches
+        together = self._search_all(f"{talk.question_before} {question}", talk.colleagues)
+        return together if together[0].score >= FITS else matches
 
     def _search_all(self, question: str, colleagues: Mapping[str, str]) -> list[Match]:
         """Matches in the folder, and among the descriptions of colleagues who have no file there."""
@@ -186,7 +199,7 @@ class Responder:
         return Answer("", tuple(ToolCall(tool["name"], {argument: choice}) for choice in named))
 
     def _meant(self, choices: Sequence[str], talk: Conversation) -> list[str]:
-        """The choice in other words or from what was said before; all when nothing narrows them down, none otherwise."""
+        """The choice in other words or from what was said before; all of them when nothing tells which."""
         rest = [word for word in without_price(talk.question) if word not in _AROUND_A_CHOICE]
         if "my" in words(talk.question) and (own := _mentioned(choices, " ".join(talk.facts.values()))):
             return own
@@ -198,6 +211,20 @@ class Responder:
         first, second = np.argsort(-closeness)[:2] if len(choices) > 1 else (0, 0)
         clearly = len(choices) == 1 or closeness[first] - closeness[second] >= MEANT_CLEARLY
         return [choices[first]] if clearly and closeness[first] >= MEANT else []
+
+
+def _put_through(talk: Conversation) -> Answer | None:
+    """The hand-over that the caller asks for by the colleague's name, and by nothing else."""
+    heard = tokens(plainly(talk.question))
+    if talk.transferred or not set(heard) & _CONNECTING:
+        return None
+    rest = content(" ".join(heard)) - SMALL_TALK - _CONNECTING - _DESK_WORDS
+    for desk in talk.colleagues:
+        name = tokens(desk)
+        is_named = all(any(word.startswith(each) for word in heard) for each in name)
+        if is_named and all(any(word.startswith(each) for each in name) for word in rest):
+            return Answer("", (ToolCall(TRANSFER, {talk.transfer_argument: desk}),))
+    return None
 
 
 def _report(results: Sequence[str]) -> str:

@@ -4,14 +4,14 @@ import re
 
 #: One group a line: the plainest words for it, and after the colon what else people say; a star stands for any ending.
 _GROUPS = """
-address: located, situated, where are you, where do i find you, where can i find you, how do i get to you, find your office
-appointment: book a time, reserv*
+address: located, situated, where are you, find you, get to you, find your office
+appointment: book a time, reserv*, walk in, drop in, drop by
 basic: starter
 bill: invoice*
 booster: repeater*, extender*
 broken: defect*, faulty, kaput, busted, stopped working, gave up
 buy order: purchas*, sign up, sign me up, subscribe, become a customer, get started
-cancel: terminat*, quit, unsubscrib*, end my contract, end my subscription, get out of my contract, notice period
+cancel: get rid of, terminat*, quit, unsubscrib*, end my contract, end my subscription, notice period
 card: mastercard, visa
 change: switch*, downgrad*, swap*
 children: kid, kids, toddler*, teenager*
@@ -24,7 +24,8 @@ discount: deal, deals, promotion*, reduction*, rebate*, cheaper, pay less
 email: e-mail*, mails, inbox
 fixed: static
 front desk: reception, receptionist
-hiring jobs: job, vacanc*, open position*, job opening*, career*, recruit*, work for you, work with you, work at, employment
+have: choose from, can choose
+hiring jobs: job, vacanc*, open position*, job opening*, career*, recruit*, work for you, work with you, employment
 holiday: christmas, easter, new year
 internet connection: get online, go online, broadband
 larger companies: corporation*, enterprise*, big company, large company, employees, headquarters, branches
@@ -35,10 +36,10 @@ moving house: relocat*, new flat, new apartment, new house, new home, move house
 no connection: offline
 outage: disruption*, blackout*, downtime
 password: passcode*, pin
+pay by: payment method*, payment option*, ways to pay
 pay: settle
 person: human, human being, real person, operator
-plan: package*, tariff*, subscription*, bundle*
-plans you offer: which plans, plans can i, plans are there
+plan: internet option*, package*, tariff*, subscription*, bundle*
 premium: pro, professional
 recording: record, recorded, taped
 refund: money back, money returned, reimburse*
@@ -53,6 +54,7 @@ telephone: landline*, phone line, fixed line
 television picture freezes: picture stutters, screen freezes
 television: tv, telly
 trial: test period, trial*, test it, test your, try it, try your, try before
+what plans: which plans
 whole year: yearly, annual*, annually, twelve months
 wireless: wifi, wi-fi, wlan
 """

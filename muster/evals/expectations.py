@@ -120,4 +120,3 @@ def _value(value: Phrase | bool | int | float) -> str:
 
 def _shown(texts: Sequence[str]) -> str:
     return " or ".join(text if pattern_of(text) is not None else f"“{text}”" for text in texts)
-

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -99,7 +100,7 @@ class Scenario(_Strict):
         cut = [line.barge_in_at is not None for line in self.lines]
         if cut[-1]:
             raise ValueError("barge_in_at in the last line: the next line is what the caller says over the answer")
-        if self.audio and any(first and second for first, second in zip(cut, cut[1:], strict=False)):
+        if self.audio and any(first and second for first, second in pairwise(cut)):
             raise ValueError("spoken aloud, a line that interrupts cannot be interrupted itself")
         if self.audio and self.documents:
             raise ValueError("documents are for text only: spoken calls take those of MUSTER_KNOWLEDGE_INDEX")
@@ -196,16 +197,17 @@ def _refuse_repeated_fields(file: Path, node: yaml.Node | None) -> None:
         _refuse_repeated_fields(file, child)
 
 
-def _explanations(file: Path, root: yaml.Node | None, error: ValidationError) -> Iterator[str]:
-    """One line for each field that is wrong, with its place in the file."""
-    told = set()
-    for problem in error.errors(include_url=False, include_input=False):
-        line, field = _locate(root, problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        # A union reports each of its members.
-        if (line, field) not in told:
-            told.add((line, field))
-            yield f"{file}:{line}: {field}: {message}"
+def _explanations(file: Path, root: yaml.Node | None, error: ValidationError) -> list[str]:
+    """One line for each field that is wrong, with its place in the file, in the file's order."""
+    problems = error.errors(include_url=False, include_input=False)
+    # A list counts as empty when all it holds is wrong.
+    inner = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+    told: dict[tuple[int, str], str] = {}
+    for problem in problems:
+        if problem["loc"] not in inner or len(problems) == 1:
+            # A union reports each of its members.
+            told.setdefault(_locate(root, problem["loc"]), problem["msg"].removeprefix("Value error, "))
+    return [f"{file}:{line}: {field}: {message}" for (line, field), message in sorted(told.items())]
 
 
 def _locate(root: yaml.Node | None, location: Sequence[int | str]) -> tuple[int, str]:

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from muster.evals.outcome import Outcome
 
@@ -20,18 +22,27 @@ def print_outcomes(console: Console, outcomes: Sequence[Outcome]) -> None:
             " → ".join(_speakers(outcome)),
             f"{outcome.seconds:.1f} s",
         )
-        for problem in outcome.problems:
-            table.add_row("", f"[red]{escape(problem)}[/red]")
-        for number, result in enumerate(outcome.lines, start=1):
-            if result.failures:
-                table.add_row("", f"[dim]line {number}, caller: {escape(result.line.caller)}[/dim]")
-                table.add_row("", f"[dim]line {number}, answer: {escape(result.answer.said)}[/dim]")
-        for note in outcome.unchecked:
-            table.add_row("", f"[yellow]not checked, {escape(note)}[/yellow]")
     console.print(table)
+    for outcome in outcomes:
+        _explain(console, outcome)
     passed = sum(outcome.passed for outcome in outcomes)
     style = "green" if passed == len(outcomes) else "red"
     console.print(f"{passed} of {len(outcomes)} passed", style=style, highlight=False)
+
+
+def _explain(console: Console, outcome: Outcome) -> None:
+    """What was wrong with a scenario and what was said there, and what could not be looked at."""
+    lines = [Text(f"not checked, {note}", "yellow") for note in outcome.unchecked]
+    if not outcome.passed:
+        for number, result in enumerate(outcome.lines, start=1):
+            if result.failures:
+                lines += [Text(f"line {number}, caller: {result.line.caller}", "dim")]
+                lines += [Text(f"line {number}, answer: {result.answer.said}", "dim")]
+        lines += [Text(problem, "red") for problem in outcome.problems]
+    if lines:
+        console.print(Text(f"{outcome.name}:", "bold"))
+    for line in lines:
+        console.print(Padding(line, (0, 0, 0, 2)))
 
 
 def _speakers(outcome: Outcome) -> list[str]:

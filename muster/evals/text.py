@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from graphs.supervisor import build_supervisor
 from graphs.tickets import SQLiteTickets
 from muster.evals.expectations import judge
 from muster.evals.outcome import Answer, LineResult, Outcome, ToolUse
-from muster.evals.scenario import Line, Scenario, Script
+from muster.evals.scenario import Line, Script
 from muster.evals.words import count_words, first_words
 
 #: Words a model may be ahead of the voice when the caller interrupts.
@@ -82,12 +82,12 @@ class TextRunner:
 
 
 def _search_of(script: Script, folder: Path) -> RAGPort | None:
-    """The search of the documents that the scenario brings, whose paths start at its file. Raises DocumentUnreadable."""
-    scenario: Scenario = script.scenario
-    if not scenario.documents:
+    """The search of the documents that a scenario brings, found from where its file is. Raises DocumentUnreadable."""
+    documents = script.scenario.documents
+    if not documents:
         return None
     with edit_index(folder / "knowledge.db") as editor:
-        for path in scenario.documents:
+        for path in documents:
             document = read_document(script.file.parent / path)
             editor.put(document.source, list(chunks(document)))
     return FullTextSearch(folder / "knowledge.db")
@@ -203,5 +203,3 @@ def _reply_in(messages: Sequence[Message], turn_id: str) -> str | None:
     following = messages[ids.index(turn_id) + 1 :]
     end = next((index for index, message in enumerate(following) if message.role == "user"), len(following))
     return " ".join(message.content for message in following[:end] if message.role == "assistant" and message.content)
-
-
