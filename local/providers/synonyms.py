@@ -11,7 +11,8 @@ bill: invoice*
 booster: repeater*, extender*
 broken: defect*, faulty, kaput, busted, stopped working, gave up
 buy order: purchas*, sign up, sign me up, subscribe, become a customer, get started
-cancel: get rid of, terminat*, quit, unsubscrib*, end my contract, end my subscription, notice period
+cancel my contract: cancel my subscription, end my contract, end my subscription, get rid of my contract
+cancel: get rid of, terminat*, quit, unsubscrib*, notice period
 card: mastercard, visa
 change: switch*, downgrad*, swap*
 children: kid, kids, toddler*, teenager*
@@ -68,11 +69,12 @@ _PLAIN = {
     plain: re.compile(rf"\b(?:{'|'.join(map(_pattern, others.split(',')))})\b")
     for plain, others in (line.split(":") for line in _GROUPS.strip().splitlines())
 }
+_PLEASE = re.compile(r",?\s*\bplease\b")
 
 
 def plainly(text: str) -> str:
-    """The text with the plainest word for each thing it names; in lower case when anything was replaced."""
-    plain = text.casefold().replace("\u2019", "'")
+    """The text in lower case, with the plainest words for each thing it names and without the "please"."""
+    plain = _PLEASE.sub("", text.casefold().replace("\u2019", "'"))
     for words, expressions in _PLAIN.items():
         plain = expressions.sub(words, plain)
     return plain
