@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from muster.evals.outcome import Outcome
@@ -13,7 +13,15 @@ from muster.evals.outcome import Outcome
 
 def print_outcomes(console: Console, outcomes: Sequence[Outcome]) -> None:
     """One row for each scenario, what was wrong below it, and the score at the end."""
-    table = Table("", "scenario", "lines", "answered by", "time", box=None, pad_edge=False)
+    table = Table(
+        "",
+        Column("scenario", no_wrap=True),
+        "lines",
+        "answered by",
+        Column("time", no_wrap=True),
+        box=None,
+        pad_edge=False,
+    )
     for outcome in outcomes:
         table.add_row(
             "[green]passed[/green]" if outcome.passed else "[red]failed[/red]",
