@@ -32,8 +32,9 @@ SMALL_TALK = frozenset[str]().union(*KINDS.values())
 VAIN_WORDS = vocabulary(
     """still same already tried help helped helping helps work worked works working didnt doesnt dont didn doesn isnt
     not no nothing luck change changed difference better fixed solved improvement yet unfortunately again cant wont but
-    however steps done step everything use happened happens did problem issue it keeps"""
+    however steps done step everything use happened happens did made make makes problem issue it keeps"""
 )
+_PER_MONTH = vocabulary("month monthly months per year yearly currently exactly pay look")
 _NOT = r"(?:(?:did|does|has|have|is|was|wo) ?n.?t|(?:did|does|has|is|was|will) not|not|never)"
 _IN_VAIN = re.compile(
     r"\b(?:"
@@ -63,7 +64,7 @@ _PRICE = vocabulary(
 )
 _HOW_MUCH = re.compile(
     r"\bhow much(?! (?:speed|data|time|space|faster|longer|notice|bandwidth|channels))(?= |\W*$)|"
-    r"\bwhat (?:would|do|will) i pay\b"
+    r"\bwhat (?:would|do|will|must) (?:i|we) (?:have to )?pay\b"
 )
 
 _REFUSING = (
@@ -144,9 +145,10 @@ def asks_price(question: str) -> bool:
 
 
 def without_price(text: str) -> list[str]:
-    """The telling words of a question about a price, in order, without those that ask for it."""
-    asking = _PRICE | FILLERS | SMALL_TALK | vocabulary("month monthly per year yearly currently exactly pay look")
-    return [word for word in tokens(plainly(text)) if word not in asking and len(word) > 1]
+    """The telling words of the sentences that ask for a price, in order, without those that only ask."""
+    asking = _PRICE | FILLERS | SMALL_TALK | _PER_MONTH
+    sentences = [sentence for sentence in re.split(r"(?<=[.!?])\s+", text) if asks_price(sentence)] or [text]
+    return [word for word in tokens(plainly(" ".join(sentences))) if word not in asking and len(word) > 1]
 
 
 def agrees(question: str) -> bool:

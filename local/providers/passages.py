@@ -57,7 +57,9 @@ def content(text: str) -> frozenset[str]:
 
 
 def stems(text: str) -> frozenset[str]:
-    return frozenset(re.sub(r"(?<=\w{3})(ing|ion|ed|es|s|e)$", "", word) for word in content(text))
+    """The words that carry meaning without their endings: "unplugged" is "unplug"."""
+    cut = (re.sub(r"(?<=\w{3})(ing|ion|ed|es|s|e)$", "", word) for word in content(text))
+    return frozenset(re.sub(r"([bdgmnpt])\1$", r"\1", word) for word in cut)
 
 
 def likeness(one: str, other: str) -> float:
@@ -177,8 +179,7 @@ def split_sentences(text: str) -> tuple[str, ...]:
 
 
 def read_sections(desk: str, page: str) -> Iterable[Section]:
-    """The sections of a desk's Markdown, and one that leads to the desk for those who ask for it by name."""
+    """The sections of a desk's Markdown."""
     for block in re.split(r"^## ", page, flags=re.MULTILINE)[1:]:
         heading, _, text = block.partition("\n")
         yield Section(desk, heading.strip(), split_sentences(text))
-    yield Section(desk, f"Please put me through to {desk.replace('_', ' ')}")

@@ -45,9 +45,7 @@ from local.providers.synonyms import plainly
 
 #: Another desk must know clearly more before the caller is sent there.
 STAY_BONUS = 0.04
-#: How much worse than the desk's mere name a section with words may fit and is spoken all the same.
-SAY_BONUS = 0.2
-#: A question with a pronoun stands by itself from this score on.
+#: A question with a pronoun leads to another desk by itself from this score on.
 CLEARLY_FITS = 0.6
 #: A question of this many words or fewer may lean on the question before it.
 ELLIPTIC_WORDS = 3
@@ -111,7 +109,7 @@ class Responder:
             return Answer(reply)
         if not talk.transferred and talk.last_said and wants_repetition(talk.question):
             return self._repeat(talk)
-        return self._look_up(talk) or _put_through(talk) or self._find(talk, talk.question)
+        return self._look_up(talk) or self._put_through(talk) or self._find(talk, talk.question)
 
     def _repeat(self, talk: Conversation) -> Answer:
         """The last answer again; one that was cut off is given anew."""
@@ -119,13 +117,26 @@ class Responder:
             return Answer(talk.last_said)
         return self._find(talk, talk.question_before)
 
+    def _put_through(self, talk: Conversation) -> Answer | None:
+        """The hand-over that the caller asks for by a desk's name, and by nothing else; its welcome at that desk."""
+        heard = tokens(plainly(talk.question))
+        rest = content(" ".join(heard)) - SMALL_TALK - _CONNECTING - _DESK_WORDS
+        own = talk.desk(self._desks)
+        for desk in (own, *talk.colleagues) if set(heard) & _CONNECTING else ():
+            name = tokens(desk)
+            is_named = all(any(word.startswith(each) for word in heard) for each in name)
+            if not name or not is_named or any(not word.startswith(tuple(name)) for word in rest):
+                continue
+            if desk == own or talk.transferred:
+                return _welcome(own)
+            return Answer("", (ToolCall(TRANSFER, {talk.transfer_argument: desk}),))
+        return None
+
     def _find(self, talk: Conversation, question: str) -> Answer:
         """The best section's words, or a hand-over to the desk that owns it."""
         desk = talk.desk(self._desks)
         matches = self._search(talk, question)
-        # Who is at the desk wants to hear something; only those who ask for nothing else are welcomed.
-        candidates = [match for match in matches if match.section.desk == desk]
-        own = max(candidates, key=lambda match: match.score + bool(match.section.sentences) * SAY_BONUS, default=None)
+        own = next((match for match in matches if match.section.desk == desk), None)
         read = self._read(talk, desk)
         if read and (own is None or read.score > own.score):
             own = read
@@ -135,9 +146,7 @@ class Responder:
             return Answer("", (ToolCall(TRANSFER, {talk.transfer_argument: other.section.desk}),))
         if own and own_score >= FITS and own.section.sentences:
             return Answer(own.section.speak())
-        if talk.transferred or own_score >= FITS:
-            return Answer(WELCOME.format(desk=desk.replace("_", " ") or "the right place"))
-        return Answer(ASK_AGAIN)
+        return _welcome(desk) if talk.transferred else Answer(ASK_AGAIN)
 
     def _read(self, talk: Conversation, desk: str) -> Match | None:
         """The passage of the prompt that answers best; a long one from the sentence that is closest."""
@@ -156,8 +165,8 @@ class Responder:
         matches = self._search_all(question, talk.colleagues)
         if not talk.question_before or len(content(question)) > ELLIPTIC_WORDS:
             return matches
-        needed = CLEARLY_FITS if words(question) & _LEANING else FITS
-        if matches[0].score >= needed:
+        leaves = matches[0].section.desk in talk.colleagues
+        if matches[0].score >= (CLEARLY_FITS if leaves and words(question) & _LEANING else FITS):
             return matches
         together = self._search_all(f"{talk.question_before} {question}", talk.colleagues)
         return together if together[0].score >= FITS else matches
@@ -213,18 +222,8 @@ class Responder:
         return [choices[first]] if clearly and closeness[first] >= MEANT else []
 
 
-def _put_through(talk: Conversation) -> Answer | None:
-    """The hand-over that the caller asks for by the colleague's name, and by nothing else."""
-    heard = tokens(plainly(talk.question))
-    if talk.transferred or not set(heard) & _CONNECTING:
-        return None
-    rest = content(" ".join(heard)) - SMALL_TALK - _CONNECTING - _DESK_WORDS
-    for desk in talk.colleagues:
-        name = tokens(desk)
-        is_named = all(any(word.startswith(each) for word in heard) for each in name)
-        if is_named and all(any(word.startswith(each) for each in name) for word in rest):
-            return Answer("", (ToolCall(TRANSFER, {talk.transfer_argument: desk}),))
-    return None
+def _welcome(desk: str) -> Answer:
+    return Answer(WELCOME.format(desk=desk.replace("_", " ") or "the right place"))
 
 
 def _report(results: Sequence[str]) -> str:

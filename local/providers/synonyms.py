@@ -19,7 +19,7 @@ children: kid, kids, toddler*, teenager*
 complaint: unhappy, dissatisf*, not satisfied, disappointed, angry, terrible, awful, annoyed, not happy
 connected: hooked up
 contract term: commit*, locked in, locked into, tied to, tied down, bound
-cost: fee, fees, rate, rates, pric*, set me back, charge for, pay for
+cost: fee, fees, rate, rates, pric*, set me back
 crash: crashes, crashing, closes by itself, keeps closing, shuts down, quits
 discount: deal, deals, promotion*, reduction*, rebate*, cheaper, pay less
 email: e-mail*, mails, inbox
@@ -55,8 +55,9 @@ telephone: landline*, phone line, fixed line
 television picture freezes: picture stutters, screen freezes
 television: tv, telly
 trial: test period, trial*, test it, test your, try it, try your, try before
+upgrade: move up, step up
 what plans: which plans
-whole year: yearly, annual*, annually, twelve months
+whole year: yearly, annual*, annually, twelve months, in advance, upfront, up front
 wireless: wifi, wi-fi, wlan
 """
 
