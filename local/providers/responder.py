@@ -5,6 +5,7 @@ documents in the system prompt, one JSON object a line between <passages> and </
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ STAY_BONUS = 0.04
 CLEARLY_FITS = 0.6
 #: A question of this many words or fewer may lean on the question before it.
 ELLIPTIC_WORDS = 3
+#: An answer that names so many choices compares them; one with fewer is about the first.
+SEVERAL = 3
 #: A choice that is not named is meant from this closeness on, when no other comes near.
 MEANT, MEANT_CLEARLY = 0.65, 0.15
 
@@ -207,14 +210,25 @@ class Responder:
             return Answer(WHICH_ONE.format(choices=f"{listed} and the {choices[-1]}"))
         return Answer("", tuple(ToolCall(tool["name"], {argument: choice}) for choice in named))
 
+    def _talked_about(self, choices: Sequence[str], talk: Conversation) -> list[str]:
+        """The choice that the caller named before, or that the last answer was about; of several the fitting one."""
+        if named := _mentioned(choices, talk.question_before):
+            return named[:1]
+        mentions = {clause: _mentioned(choices, clause) for clause in re.split(r"[,.;:?!]", talk.last_said)}
+        clauses = {clause: named for clause, named in mentions.items() if named}
+        spoken_of = list(dict.fromkeys(named[0] for named in clauses.values()))
+        if len(spoken_of) < SEVERAL:
+            return spoken_of[:1]
+        closeness = self._embed(list(clauses)) @ self._embed([talk.question_before or talk.question])[0]
+        return list(clauses.values())[int(closeness.argmax())][:1]
+
     def _meant(self, choices: Sequence[str], talk: Conversation) -> list[str]:
         """The choice in other words or from what was said before; all of them when nothing tells which."""
         rest = [word for word in without_price(talk.question) if word not in _AROUND_A_CHOICE]
         if "my" in words(talk.question) and (own := _mentioned(choices, " ".join(talk.facts.values()))):
             return own
         if not rest:
-            before = _mentioned(choices, talk.question_before) or _mentioned(choices, talk.last_said)
-            return before[:1] if before else list(choices)
+            return self._talked_about(choices, talk) or list(choices)
         wanted = " ".join(without_price(talk.question))
         closeness = self._embed(list(choices)) @ self._embed([wanted])[0]
         first, second = np.argsort(-closeness)[:2] if len(choices) > 1 else (0, 0)
@@ -245,8 +259,6 @@ def _fact(talk: Conversation) -> str:
     """A fact about the caller, when that is what they ask for."""
     question = plainly(talk.question)
     asked = words(question)
-    if "who am i" in question and talk.name:
-        return FACT.format(name="name", value=talk.name)
     if not asked & {"my", "i", "me"} or not asked & vocabulary("what which who know tell remember have do am whats"):
         return ""
     rest = content(question) - SMALL_TALK - vocabulary("remember currently current number")

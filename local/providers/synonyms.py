@@ -34,6 +34,7 @@ light: lamp*, led, leds
 locked: blocked, lock me out, locked out
 login: log in, logging in, log on, sign in, signing in
 moving house: relocat*, new flat, new apartment, new house, new home, move house, changing my address
+my name: who am i, who i am, i am called, i'm called, am i called
 no connection: offline
 outage: disruption*, blackout*, downtime
 password: passcode*, pin
