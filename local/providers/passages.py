@@ -34,12 +34,12 @@ def vocabulary(text: str) -> frozenset[str]:
 
 
 FILLERS = vocabulary(
-    """a about again ah all also am an and any anything are as ask asked asking at be because been but by can
-    could did do does dont else er for from get give going gonna got had has hasnt have havent he her here hey him
-    his hm hmm how i id if ill im in into is it its ive just kind know let like lot may maybe me more much my need now of off oh on
-    one or our out question really right said say she should so some tell than that thats the their them then
-    there theres these they theyre thing things this to today too uh um up us very want wanted was we well were weve
-    what whats when where which who will with wondering would you your youre youve"""
+    """a about again ah all also am an and any anything are as ask asked asking at be because been but by can could did
+    do does dont else er for from get give going gonna got had has hasnt have havent he her here hey him his hm
+    hmm how i id if ill im in into is it its ive just kind know let like lot may maybe me more much my need now
+    of off oh on one or our out question really right said say she should so some tell than that thats the their
+    them then there theres these they theyre thing things this to today too uh um up us very want wanted was we
+    well were weve what whats when where which who will with wondering would you your youre youve"""
 )
 
 
