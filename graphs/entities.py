@@ -1,4 +1,4 @@
-"""The words of a conversation: messages, turns, and the events of an answer that is being given."""
+"""The words of a conversation: messages, turns, the events of an answer that is being given, and the whole answer."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -82,6 +82,20 @@ class Message:
             interrupted=record.get("interrupted", False),
             specialist=record.get("specialist"),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What lasts of a conversation: what was said and heard, who answers next, and the facts about the caller.
+
+    `slots` is plain JSON. `cursor` is the id of the last entry of the turn stream that `messages` contains.
+    """
+
+    session_id: str
+    slots: JSONObject
+    messages: tuple[Message, ...]
+    active: str
+    cursor: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,20 +210,59 @@ class PassagesMissed:
 AgentEvent = TextDelta | Transferred | ToolCalled | UsageReported | PassagesOffered | PassagesMissed
 
 
-def exchange(*, turn_id: str, call: ToolCall, result: JSONObject, specialist: str, receiver: str) -> Sequence[Message]:
-    """The two messages of a finished tool call: `specialist`'s request, and the result `receiver` reads.
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A finished tool call or hand-over of a turn: `specialist` asked, and `receiver` is responsible after it.
 
-    Each call gets a request of its own: a turn cut off between two calls then leaves no request unanswered,
-    which a model's API would reject for the rest of the conversation.
+    `result` has a key "error" when nothing was done.
     """
-    message_id = f"{turn_id}:{call.id}"
-    return (
-        Message(id=message_id, role="assistant", tool_calls=(call,), specialist=specialist),
-        Message(
-            id=f"{message_id}:result",
-            role="tool",
-            content=json.dumps(result),
-            tool_call_id=call.id,
-            specialist=receiver,
-        ),
-    )
+
+    turn_id: str
+    call: ToolCall
+    result: JSONObject
+    specialist: str
+    receiver: str
+
+    @property
+    def is_done(self) -> bool:
+        return "error" not in self.result
+
+    @property
+    def is_hand_over(self) -> bool:
+        return self.is_done and self.receiver != self.specialist
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """The request, and the result that `receiver` reads.
+
+        Each call gets a request of its own: a turn cut off between two calls then leaves no request unanswered,
+        which a model's API would reject for the rest of the conversation.
+        """
+        message_id = f"{self.turn_id}:{self.call.id}"
+        return (
+            Message(id=message_id, role="assistant", tool_calls=(self.call,), specialist=self.specialist),
+            Message(
+                id=f"{message_id}:result",
+                role="tool",
+                content=json.dumps(self.result),
+                tool_call_id=self.call.id,
+                specialist=self.receiver,
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AgentResponse:
+    """The whole answer of a turn.
+
+    `specialist` is who spoke last, `transfers` are the hand-overs on the way, `tools` the names of the tools that
+    ran, and the tokens are those of all model calls of the turn.
+    """
+
+    text: str
+    specialist: str
+    transfers: tuple[Transferred, ...] = ()
+    tools: tuple[str, ...] = ()
+    passages: tuple[Passage, ...] = ()
+    prompt_tokens: int = 0
+    completion_tokens: int = 0

@@ -13,10 +13,13 @@ class Memory:
         self.messages = list(history)
         self.active = active
 
-    def remember(self, messages: Sequence[Message], active: str) -> None:
-        """Keep a finished tool call's messages, and who is responsible after it."""
+    def knows(self, message_id: str) -> bool:
+        return any(message.id == message_id for message in self.messages)
+
+    def remember(self, turn_id: str, messages: Sequence[Message], *, active: str) -> None:
+        """Keep a finished tool call's messages at the end of its turn, and who is responsible after it."""
         for message in messages:
-            self._put(message, len(self.messages))
+            self._put(message, self._span(turn_id)[1])
         self.active = active
 
     def commit_user(self, message: Message) -> None:
@@ -40,7 +43,8 @@ class Memory:
     def _span(self, turn_id: str) -> tuple[int, int]:
         """From a turn's user message to the next one; for words without a turn, the empty end."""
         length = len(self.messages)
-        start = next((i for i, message in enumerate(self.messages) if message.id == turn_id), length)
+        # From the end, where it nearly always is.
+        start = next((i for i in range(length - 1, -1, -1) if self.messages[i].id == turn_id), length)
         following = range(start + 1, length)
         return start, next((i for i in following if self.messages[i].role == "user"), length)
 

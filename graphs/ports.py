@@ -17,8 +17,12 @@ class AgentPort(Protocol):
     def history(self) -> Sequence[Message]:
         """What was said and heard, oldest first."""
 
-    def respond(self, turn: UserTurn) -> AsyncGenerator[AgentEvent, None]:
+    def respond(self, turn: UserTurn, *, draft: bool = False) -> AsyncGenerator[AgentEvent, None]:
         """Answer one turn, streaming; commits the user's words unless `commit_user` already has.
+
+        A `draft` answers words that may still change, unless they are committed: nothing of it is remembered, and
+        tools with side effects wait, until `confirm` or the words' own `commit_user`. The next answer takes the
+        place of a draft that was never confirmed.
 
         Closing the generator ends the turn. The answer's text is not remembered until `commit_assistant`
         tells how much of it was heard. Raises LLMUnavailable, and TurnInProgress while another answer is
@@ -27,6 +31,9 @@ class AgentPort(Protocol):
 
     def commit_user(self, message: Message) -> None:
         """Remember what the user said; the same id again replaces it."""
+
+    def confirm(self, draft_id: str, *, turn_id: str) -> None:
+        """The draft of the turn `draft_id` is the answer to the committed turn `turn_id`; an unknown one is ignored."""
 
     def commit_assistant(self, turn_id: str, text: str, *, interrupted: bool, item_id: str) -> None:
         """Remember the words of a reply that were heard; the same `item_id` again replaces them."""

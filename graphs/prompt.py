@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from graphs.entities import Message, PassageRecord
 from graphs.roster import Specialist
-from graphs.state import State
+from graphs.state import State, Turn
 
 STYLE = (
     "You are on the phone: answer in one to three short spoken sentences, without lists, symbols or emoji, "
@@ -35,16 +35,13 @@ def passages_prompt(passages: Sequence[PassageRecord]) -> str:
     return "\n".join([PASSAGES, "<passages>", *lines, "</passages>"])
 
 
-def prompt(specialist: Specialist, state: State) -> Sequence[Message]:
+def prompt(specialist: Specialist, state: State, turn: Turn) -> Sequence[Message]:
     """The messages of one model call; what this turn has already said stands after the user's words."""
-    system = system_prompt(specialist, state["slots"])
+    system = system_prompt(specialist, turn.slots)
     if state["passages"]:
         # Some servers take a system message in the first place only.
         system += "\n\n" + passages_prompt(state["passages"])
-    messages = [Message(id="system", role="system", content=system)]
-    messages += map(Message.of, state["messages"])
+    messages = [Message(id="system", role="system", content=system), *turn.history]
     if state["spoken"]:
-        said = Message(id="spoken", role="assistant", content=state["spoken"].strip())
-        asked = max(i for i, message in enumerate(messages) if message.role == "user")
-        messages.insert(asked + 1, said)
-    return messages
+        messages.append(Message(id="spoken", role="assistant", content=state["spoken"].strip()))
+    return [*messages, *map(Message.of, state["messages"])]

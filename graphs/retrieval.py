@@ -33,11 +33,10 @@ class Retrieval:
         sources = list(specialist.sources)
         if state["searched"] == sources:
             return {}
-        words = next((each.get("content", "") for each in reversed(state["messages"]) if each["role"] == "user"), "")
         found: Sequence[Passage] = ()
         try:
             async with asyncio.timeout(self._budget):
-                found = await self._rag.search(words, k=MOST_PASSAGES, sources=sources)
+                found = await self._rag.search(runtime.context.words, k=MOST_PASSAGES, sources=sources)
         except TimeoutError:
             logger.warning("no passages in time", extra={"turn_id": runtime.context.turn_id})
             runtime.stream_writer(PassagesMissed("too_slow"))

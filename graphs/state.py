@@ -1,25 +1,21 @@
-"""What a turn knows: the graph's state, plain JSON so that any checkpointer can hold it."""
+"""What a turn knows: the graph's state, plain JSON, and what its nodes share besides."""
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+import operator
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, TypedDict
 
-from graphs.entities import Message, MessageRecord, PassageRecord, ToolCallRecord
-
-
-def upsert(known: list[MessageRecord], new: Sequence[MessageRecord]) -> list[MessageRecord]:
-    """The known messages with new ones appended, or replaced where the id is known."""
-    merged = {message["id"]: message for message in known}
-    merged.update((message["id"], message) for message in new)
-    return list(merged.values())
+from graphs.entities import Exchange, Message, MessageRecord, PassageRecord, ToolCallRecord
 
 
 class State(TypedDict):
-    """State of the supervisor graph."""
+    """What the nodes of one turn have made so far; a turn starts with none of it."""
 
-    messages: Annotated[list[MessageRecord], upsert]
+    #: The tool calls of this turn that are done, each a request and its result.
+    messages: Annotated[list[MessageRecord], operator.add]
+    #: Who answers.
     active: str | None
-    slots: Mapping[str, object]
     #: What this turn has said so far; not a message yet, because nobody knows how much of it was heard.
     spoken: str
     #: Tool calls that the model asked for and that have not run.
@@ -45,13 +41,42 @@ class Update(TypedDict, total=False):
     searched: list[str] | None
 
 
+def beginning(active: str) -> State:
+    """The state of a turn that begins with this specialist."""
+    return {
+        "messages": [],
+        "active": active,
+        "spoken": "",
+        "calls": [],
+        "model_calls": 0,
+        "hops": 0,
+        "passages": [],
+        "searched": None,
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What the nodes of one turn share that is not state.
+    """What the nodes of one turn share that is not state, so that a long conversation costs a turn nothing.
 
-    `remember(messages, active)` makes finished tool calls and a hand-over lasting at the moment they
-    happen: a turn that is cut off later has still done them.
+    `history` ends with the user's words, `slots` are facts about the caller. `remember` makes a finished tool call or
+    hand-over lasting at the moment it happens: a turn that is cut off later has still done it. Tools with side effects
+    wait for `confirmed`, and run to their end in `finish`, even when the turn is cut off meanwhile.
     """
 
     turn_id: str
-    remember: Callable[[Sequence[Message], str], None]
+    history: Sequence[Message]
+    slots: Mapping[str, object]
+    remember: Callable[[Exchange], None]
+    confirmed: asyncio.Event
+    finish: Callable[[Coroutine[Any, Any, Exchange]], Awaitable[Exchange]]
+
+    @property
+    def words(self) -> str:
+        """What the user said in this turn."""
+        return next((each.content for each in reversed(self.history) if each.role == "user"), "")
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an earlier attempt to answer has done something already."""
+        return bool(self.history) and self.history[-1].role != "user"

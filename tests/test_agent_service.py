@@ -12,7 +12,7 @@ from api.errors import KeyNameInvalid
 from api.keys import NewKey, generate
 from api.settings import AccessSettings
 from tests.open_fleet import WORKER, agent_service, claim, client_of, lease_worker, open_joins
-from worker.call.transcript import Turn
+from worker.conversation.transcript import Turn
 from worker.fleet import records
 from worker.fleet.control import SessionControl
 from worker.fleet.errors import SettingsInvalid

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "celeryconfig": {"worker"},
     "local": {"local", "api", "worker", "graphs"},
     "muster": {"muster", "local", "api", "worker", "graphs"},
+    "examples": {"muster", "graphs"},
     "bench": {"bench", "local", "api", "worker", "graphs"},
 }
 
@@ -98,7 +99,7 @@ def test_the_services_know_the_fleet_and_not_the_call() -> None:
         f"{module} imports {imported}"
         for module, file in modules("api")
         for imported in imports(file)
-        if imported.startswith(("worker.call", "graphs"))
+        if imported.startswith(("worker.call", "worker.conversation", "worker.chat", "graphs"))
     ]
     assert wrong == []
 
@@ -109,7 +110,7 @@ def test_the_fleet_loads_nothing_heavy() -> None:
         for module, file in modules("worker")
         if module.startswith("worker.fleet")
         for imported in imports(file, only_when_loaded=True)
-        if room_of(imported) in HEAVY or imported.startswith("worker.call")
+        if room_of(imported) in HEAVY or imported.startswith(("worker.call", "worker.conversation", "worker.chat"))
     ]
     assert wrong == []
 

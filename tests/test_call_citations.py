@@ -17,8 +17,8 @@ from tests.fleet_sessions import new_session
 from tests.open_fleet import agent_service, claim, client_of
 from tests.scripted_llm import ScriptedLLM
 from worker.call.timings import TurnClock
-from worker.call.transcript import Transcript
 from worker.call.voice_agent import VoiceAgent
+from worker.conversation.transcript import Transcript
 from worker.fleet import records
 from worker.fleet.redis_operations import connect_async, run
 from worker.fleet.session import Session

@@ -29,7 +29,7 @@ from muster.errors import (
 )
 from tests.open_fleet import agent_service, claim, client_of, lease_worker, open_joins
 from worker.call.timings import TurnTimings
-from worker.call.transcript import Citation, Turn, event_turn
+from worker.conversation.transcript import Citation, Turn, event_turn
 from worker.fleet import records
 from worker.fleet.redis_operations import run
 from worker.fleet.session import State

@@ -41,4 +41,5 @@ def look_up_price(catalogue: Catalogue) -> Tool:
             "additionalProperties": False,
         },
         run=run,
+        has_side_effects=False,
     )

@@ -3,22 +3,15 @@
 import logging
 import time
 from collections.abc import AsyncIterable, AsyncIterator
+from dataclasses import dataclass, field
 
 from livekit import rtc
 from livekit.agents import Agent, ConversationItemAddedEvent, ModelSettings, llm, stt
 
-from graphs.entities import (
-    AgentEvent,
-    Message,
-    PassagesMissed,
-    PassagesOffered,
-    TextDelta,
-    ToolCalled,
-    Transferred,
-)
+from graphs.entities import AgentEvent, Message, PassagesMissed, PassagesOffered, TextDelta
 from graphs.ports import AgentPort
 from worker.call.timings import TurnClock
-from worker.call.transcript import Citation, Transcript, Turn, event_turn
+from worker.conversation.transcript import Citation, Transcript, Turn, event_turn
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +19,21 @@ logger = logging.getLogger(__name__)
 _STORE_LIMIT = 0.3
 
 
+@dataclass
+class _Answer:
+    """What is known of an answer while it is given, also of one that is only a draft."""
+
+    specialist: str
+    citations: dict[Citation, None] = field(default_factory=dict)
+    missed: list[PassagesMissed] = field(default_factory=list)
+
+
 class VoiceAgent(Agent):
-    """Taps the audio for the clock, and commits to the conversation what was said and what was heard."""
+    """Taps the audio for the clock, and commits to the conversation what was said and what was heard.
+
+    LiveKit drafts an answer under an id of its own. When it adopts the draft, the draft's id is the user item's that it
+    adds to the conversation; the caller's words were stored under another one before.
+    """
 
     def __init__(self, agent: AgentPort, *, transcript: Transcript, clock: TurnClock) -> None:
         super().__init__(instructions="")
@@ -35,8 +41,10 @@ class VoiceAgent(Agent):
         self._transcript = transcript
         self._clock = clock
         self._turn_id: str | None = None
-        self._specialist = agent.active
-        self._offered: tuple[Citation, ...] = ()
+        #: The words of the newest turn, until LiveKit says which answer it gives to them.
+        self._unanswered: str | None = None
+        self._answer_id: str | None = None
+        self._answers: dict[str, _Answer] = {}
 
     async def stt_node(
         self, audio: AsyncIterable[rtc.AudioFrame], model_settings: ModelSettings
@@ -61,56 +69,89 @@ class VoiceAgent(Agent):
     async def on_user_turn_completed(self, turn_ctx: llm.ChatContext, new_message: llm.ChatMessage) -> None:
         """Store the caller's words before the reply begins; a slow Redis costs `_STORE_LIMIT` at most."""
         self._clock.turn_completed()
-        self._turn_id = new_message.id
-        self._offered = ()
-        text = new_message.text_content or ""
-        self._agent.commit_user(Message(id=new_message.id, role="user", content=text, specialist=self._agent.active))
-        self._transcript.add(
-            Turn(
-                item_id=new_message.id,
-                role="user",
-                at=time.time(),
-                text=text,
-                specialist=self._agent.active,
-            )
-        )
+        self._commit_user(new_message)
+        self._unanswered = new_message.text_content
         await self._transcript.flush(timeout=_STORE_LIMIT)
 
-    def observe(self, turn_id: str, event: AgentEvent, at: float) -> None:
-        """Note who speaks and what happens in a turn of the conversation."""
-        if isinstance(event, TextDelta):
-            self._specialist = event.specialist
-        elif isinstance(event, PassagesOffered):
-            self._offer(event)
-        elif isinstance(event, PassagesMissed):
-            self._transcript.add(event_turn(turn_id, {"kind": "passages_missed", "name": event.reason}))
-        elif isinstance(event, Transferred):
-            self._transcript.add(event_turn(turn_id, {"kind": "transfer", "from": event.source, "to": event.target}))
-        elif isinstance(event, ToolCalled):
-            self._transcript.add(event_turn(turn_id, {"kind": "tool", "name": event.name}))
+    def take_up(self, message: Message) -> None:
+        """Be ready to answer words that were stored before."""
+        self._turn_id = self._answer_id = message.id
+        self._unanswered = message.content
 
-    def _offer(self, event: PassagesOffered) -> None:
-        citations = [Citation(passage.source, passage.title, passage.id) for passage in event.passages]
-        self._offered += tuple(citation for citation in citations if citation not in self._offered)
+    def observe(self, answer_id: str, event: AgentEvent, at: float) -> None:
+        """Note who speaks in an answer, and on which passages."""
+        answer = self._answers.setdefault(answer_id, _Answer(self._agent.active))
+        if isinstance(event, TextDelta):
+            answer.specialist = event.specialist
+        elif isinstance(event, PassagesOffered):
+            for passage in event.passages:
+                answer.citations[Citation(passage.source, passage.title, passage.id)] = None
+        elif isinstance(event, PassagesMissed):
+            answer.missed.append(event)
+            if answer_id == self._answer_id:
+                self._tell_missed(answer)
 
     def item_added(self, event: ConversationItemAddedEvent) -> None:
-        """Commit a reply with the words that were heard."""
+        """Confirm the answer that is given to the caller's words, or commit a reply with the words that were heard."""
         item = event.item
-        if not isinstance(item, llm.ChatMessage) or item.role != "assistant":
+        if not isinstance(item, llm.ChatMessage):
             return
-        text = item.text_content or ""
-        self._agent.commit_assistant(self._turn_id or item.id, text, interrupted=item.interrupted, item_id=item.id)
-        timings = self._clock.answered(item.metrics)
+        if item.role == "user":
+            self._adopt(item)
+        elif item.role == "assistant":
+            self._commit_reply(item)
+
+    def _commit_user(self, message: llm.ChatMessage) -> None:
+        self._turn_id = self._answer_id = message.id
+        text, specialist = message.text_content or "", self._agent.active
+        self._agent.commit_user(Message(id=message.id, role="user", content=text, specialist=specialist))
         self._transcript.add(
             Turn(
-                item_id=item.id,
+                item_id=message.id,
+                role="user",
+                at=time.time(),
+                turn_id=message.id,
+                text=text,
+                specialist=specialist,
+            )
+        )
+
+    def _adopt(self, message: llm.ChatMessage) -> None:
+        words, self._unanswered = self._unanswered, None
+        if message.text_content != words or self._turn_id is None:
+            # Words that LiveKit keeps without wanting an answer to them.
+            self._commit_user(message)
+            return
+        self._agent.confirm(message.id, turn_id=self._turn_id)
+        self._answer_id = message.id
+        self._answers = {one: answer for one, answer in self._answers.items() if one == message.id}
+        for answer in self._answers.values():
+            self._tell_missed(answer)
+
+    def _tell_missed(self, answer: _Answer) -> None:
+        for missed in answer.missed:
+            event = {"kind": "passages_missed", "name": missed.reason}
+            self._transcript.add(event_turn(self._turn_id or "", event))
+        answer.missed.clear()
+
+    def _commit_reply(self, message: llm.ChatMessage) -> None:
+        text = message.text_content or ""
+        self._agent.commit_assistant(
+            self._turn_id or message.id, text, interrupted=message.interrupted, item_id=message.id
+        )
+        timings = self._clock.answered(message.metrics)
+        # An apology in the place of a failed reply is no model's answer.
+        answer = self._answers.get(self._answer_id or "") if "llm_node_ttft" in message.metrics else None
+        self._transcript.add(
+            Turn(
+                item_id=message.id,
                 role="assistant",
                 at=time.time(),
+                turn_id=self._turn_id,
                 text=text,
-                specialist=self._specialist,
-                interrupted=item.interrupted,
+                specialist=answer.specialist if answer else self._agent.active,
+                interrupted=message.interrupted,
                 timings=timings.to_json() if timings else None,
-                # An apology in the place of a failed reply is no model's answer.
-                citations=self._offered if "llm_node_ttft" in item.metrics else (),
+                citations=tuple(answer.citations) if answer else (),
             )
         )

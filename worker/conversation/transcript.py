@@ -4,12 +4,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import redis.asyncio
 
+from graphs.entities import Exchange, MessageRecord
+from graphs.roster import TRANSFER
 from worker.fleet import records
 from worker.fleet.errors import MoveRefused, SessionNotFound, StateUnavailable
 from worker.fleet.redis_operations import run_async
@@ -37,6 +39,8 @@ class Turn:
     item_id: str
     role: Literal["user", "assistant", "event"]
     at: float
+    #: The caller's words that it belongs to, by their own `item_id`; none for a greeting.
+    turn_id: str | None = None
     text: str = ""
     specialist: str | None = None
     interrupted: bool = False
@@ -45,6 +49,8 @@ class Turn:
     citations: tuple[Citation, ...] = ()
     #: For role "event": what happened, for instance `{"kind": "transfer", "from": …, "to": …}`.
     event: Mapping[str, Any] | None = None
+    #: What the conversation's memory holds of an event, and who is responsible after it.
+    messages: tuple[MessageRecord, ...] = ()
 
 
 class Transcript:
@@ -69,6 +75,9 @@ class Transcript:
         self._some = asyncio.Event()
         self._none = asyncio.Event()
         self._none.set()
+        #: How many turns this owner has written, and the stream id of the newest one.
+        self.written = 0
+        self.cursor = "0-0"
 
     def add(self, turn: Turn) -> None:
         """Queue one turn."""
@@ -85,19 +94,25 @@ class Transcript:
             return False
         return True
 
-    async def write(self) -> None:
-        """Write turns in order until cancelled; each is tried until Redis takes it."""
+    async def write(self, *, then: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Write turns in order until cancelled; each is tried until Redis takes it.
+
+        `then` is awaited whenever no turn waits; those that come meanwhile wait for it.
+        """
         while await self._some.wait():
             if await self._written(self._waiting[0]):
                 self._waiting.popleft()
             if not self._waiting:
                 self._some.clear()
                 self._none.set()
+                if then is not None:
+                    await then()
 
     async def _written(self, turn: Turn) -> bool:
         operation = records.append_turn(self._session, asdict(turn), lifetime=self._lifetime)
         try:
-            await run_async(self._client, operation)
+            self.cursor = await run_async(self._client, operation)
+            self.written += 1
         except (StateUnavailable, SessionNotFound):
             # Without its record the session registers again, or its end is decided.
             logger.warning("turn waits for Redis", extra={"session": self._session.session_id})
@@ -108,6 +123,23 @@ class Transcript:
         return True
 
 
-def event_turn(item_id: str, event: Mapping[str, Any]) -> Turn:
+def event_turn(turn_id: str, event: Mapping[str, Any]) -> Turn:
     """A turn that tells what happened between two utterances."""
-    return Turn(item_id=item_id, role="event", at=time.time(), event=event)
+    return Turn(item_id=turn_id, role="event", at=time.time(), turn_id=turn_id, event=event)
+
+
+def exchange_turn(exchange: Exchange) -> Turn:
+    """A turn that tells of a tool call or a hand-over, and keeps what the conversation remembers of it."""
+    request, result = exchange.messages
+    event: dict[str, Any] = {"kind": "tool", "name": exchange.call.name, "ok": exchange.is_done}
+    if exchange.call.name == TRANSFER and exchange.is_done:
+        event = {"kind": "transfer", "from": exchange.specialist, "to": exchange.receiver}
+    return Turn(
+        item_id=request.id,
+        role="event",
+        at=time.time(),
+        turn_id=exchange.turn_id,
+        specialist=exchange.receiver,
+        event=event,
+        messages=(request.record(), result.record()),
+    )
