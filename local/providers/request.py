@@ -59,7 +59,7 @@ class Conversation:
         for number, question in reversed(list(enumerate(self._questions))):
             before = self._questions[number - 1] if number else ""
             fresh = stems(question) - around
-            if fresh and not is_in_vain(question, about=stems(before)):
+            if fresh and not is_in_vain(question, about=stems(before) | around):
                 return question.strip()
         return self.question.strip()
 

@@ -9,7 +9,7 @@ appointment: book a time, reserv*, walk in, drop in, drop by
 basic: starter
 bill: invoice*
 booster: repeater*, extender*
-broken: defect*, faulty, kaput, busted, stopped working, gave up
+does not work: stopped working, gave up, is broken, is defect*, is faulty, is busted, is kaput
 buy order: purchas*, sign up, sign me up, subscribe, become a customer, get started
 cancel my contract: cancel my subscription, end my contract, end my subscription, get rid of my contract
 cancel: get rid of, terminat*, quit, unsubscrib*, notice period
