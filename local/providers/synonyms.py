@@ -2,7 +2,8 @@
 
 import re
 
-#: One group a line: the plainest words for it, and after the colon what else people say; a star stands for any ending.
+#: One group a line, applied from the top: the plainest words for it, and after the colon what else people say; a star
+#: stands for any ending.
 _GROUPS = """
 address: located, situated, where are you, find you, get to you, find your office
 appointment: book a time, reserv*, walk in, drop in, drop by
