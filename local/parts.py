@@ -42,11 +42,13 @@ _QUIET = {
 class StackOptions:
     """What to start. `environment` counts as if the user had set it; without `preferred_ports` any free port
     is taken; `directory` holds logs and data and defaults to a new one below `home`. `first_token_delay` is how many
-    seconds the stand-in model thinks before its first token."""
+    seconds the stand-in model thinks before its first token. Without `speech` the stand-in providers know no sound:
+    they start faster, and their texts come all at once."""
 
     parts: frozenset[str] = ALL_PARTS
     workers: int = 1
     slots: int = 2
+    speech: bool = True
     environment: Mapping[str, str] = field(default_factory=dict)
     preferred_ports: bool = True
     home: Path | None = None
@@ -163,6 +165,8 @@ class StackPlan:
         log = self._directory / "providers.jsonl"
         command = [sys.executable, "-m", "local.providers", "--port", str(port), "--log", str(log)]
         command += ["--first-token-delay", str(self._options.first_token_delay)]
+        if not self._options.speech:
+            command += ["--no-speech", "--token-interval", "0"]
         knowledge = self._environ.get("MUSTER_KNOWLEDGE")
         self._add(
             PROVIDERS,
@@ -187,7 +191,7 @@ class StackPlan:
             self.settings[key] = self._environ[key]
             self.notes.append(f"{name}: the real service, with your {key}; calls cost money")
         else:
-            if name.lower() in (self._environ.get(order) or name.lower()):
+            if self._options.speech and name.lower() in (self._environ.get(order) or name.lower()):
                 stand_in.require()
             self.settings[base_url] = f"{self.urls[PROVIDERS]}/v1"
             self.settings[key] = "stand-in"

@@ -28,6 +28,7 @@ from local.parts import (
 from local.paths import home_directory
 from local.stack import Stack
 from local.state import StateFile
+from muster.evals.command import evaluate
 from muster.knowledge import knowledge
 
 _TITLES = {
@@ -54,11 +55,13 @@ def main() -> None:
     muster up                           start everything and stay
     muster call --say "What do you sell?"   talk to the agents of `muster up`
     muster knowledge add FILE...        documents the agents answer from
+    muster eval                         hold scripted conversations and judge them
     muster doctor                       say what is wrong, and what to do
     """
 
 
 main.add_command(knowledge)
+main.add_command(evaluate)
 
 
 @main.command()

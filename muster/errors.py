@@ -4,6 +4,7 @@ MusterError
 ├── ServiceUnreachable      nobody answers at the address
 ├── UnexpectedAnswer        somebody answers, but not in the services' language
 ├── CallFailed              a simulated call could not be held
+├── ScenarioInvalid         a file of `muster eval` cannot be used
 └── RequestRefused          the service said no, with a code
     ├── InvalidRequest      invalid_request, and whatever else no valid request meets
     ├── KeyRefused          key_missing, key_malformed, key_unknown, keys_required
@@ -37,6 +38,10 @@ class UnexpectedAnswer(MusterError):
 
 class CallFailed(MusterError):
     """The call could not be held."""
+
+
+class ScenarioInvalid(MusterError):
+    """The scenario cannot be used."""
 
 
 class RequestRefused(MusterError):
