@@ -1,8 +1,8 @@
 """What the graph adds to a chat model until the first token of a turn.
 
-It is measured against calling OpenAI's client directly in the same way, on the same connections to the
-same server, which takes a fixed time for it. The ways take turns in random order, so that a busy moment of the machine
-meets all of them.
+It is measured against calling OpenAI's client directly in the same way, on the same connections to the same server,
+which takes a fixed time for it. The ways take turns in random order, so that a busy moment of the machine meets all of
+them.
 """
 
 import asyncio
