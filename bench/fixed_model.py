@@ -11,13 +11,15 @@ from typing import Any
 
 from aiohttp import web
 
+from graphs.router import STAY
 from local.ports import HOST
 
 #: Seconds between two tokens.
 _TOKEN_INTERVAL = 0.005
-#: What a router that reads it takes for "nobody else".
-SENTENCE = ("We", " open", " at", " nine", ".")
-USAGE = {"prompt_tokens": 1000, "completion_tokens": len(SENTENCE), "total_tokens": 1000 + len(SENTENCE)}
+#: The model of this name is a router's, and always lets the specialist speak.
+ROUTER = "router"
+_SENTENCE = ("We", " open", " at", " nine", ".")
+_USAGE = {"prompt_tokens": 1000, "completion_tokens": len(_SENTENCE), "total_tokens": 1000 + len(_SENTENCE)}
 
 
 def main() -> None:
@@ -44,14 +46,14 @@ class _Model:
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Read the whole request, as a server does, and stream the sentence."""
         due = time.perf_counter() + self._delay
-        await request.json()
+        words = (STAY,) if (await request.json())["model"] == ROUTER else _SENTENCE
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         await asyncio.sleep(due - time.perf_counter())
-        for token in SENTENCE:
+        for token in words:
             await self._send(response, {"choices": [{"index": 0, "delta": {"content": token}}]})
             await asyncio.sleep(_TOKEN_INTERVAL)
-        await self._send(response, {"choices": [], "usage": USAGE})
+        await self._send(response, {"choices": [], "usage": _USAGE})
         await response.write(b"data: [DONE]\n\n")
         return response
 

@@ -1,8 +1,8 @@
 """What the graph adds to a chat model until the first token of a turn.
 
-It is measured against calling OpenAI's client directly in the same way, on the same connections to the
-same server, which takes a fixed time for it. The ways take turns in random order, so that a busy moment of the machine
-meets all of them.
+It is measured against calling OpenAI's client directly in the same way, on the same connections to the same server,
+which takes a fixed time for it. The ways take turns in random order, so that a busy moment of the machine meets all of
+them.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from openai import AsyncOpenAI
 
+from bench.fixed_model import ROUTER
 from bench.report import Figure, Report
 from graphs.entities import LLMEvent, Message, Role, TextDelta, Token, ToolSchema, UserTurn
 from graphs.llm.openai import OpenAILLM
@@ -80,7 +81,7 @@ class _Comparison:
 
     async def _ways(self, client: AsyncOpenAI) -> Mapping[str, Way]:
         model = OpenAILLM(client, model="fixed")
-        speculative = SpeculativeRouter(OpenAILLM(client, model="fixed"))
+        speculative = SpeculativeRouter(OpenAILLM(client, model=ROUTER))
         body = await self._body()
 
         def through_graph(router: AgentRouterPort, *, draft: bool) -> Way:

@@ -101,11 +101,12 @@ class _ModelCall:
         if retrieval is not None:
             self.found = await retrieval.look_up(self._specialist, self._state, self._runtime)
         messages = prompt(self._specialist, {**self._state, **self.found}, self._runtime.context)
+        offered = {tool.name for tool in tools}
         async with aclosing(llm(messages, tools)) as events:
             async for event in events:
                 if opinion is not None and not await opinion.lets_happen(event):
                     return
-                self._heed(event, {tool.name for tool in tools})
+                self._heed(event, offered)
 
     def _heed(self, event: LLMEvent, offered: Set[str]) -> None:
         match event:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
-from graphs.entities import Message, ToolCall, UsageReported
+from graphs.entities import Message, Token, ToolCall, UsageReported
 from graphs.errors import LLMUnavailable, ToolRefused
 from graphs.ports import LLMPort
 from graphs.roster import TRANSFER, Roster, Specialist, parse_arguments
@@ -15,10 +15,11 @@ logger = logging.getLogger(__name__)
 #: What a router reads of the conversation: who answers is decided by the last words and what they refer to.
 LAST_MESSAGES = 6
 
+STAY = "stay"
 INSTRUCTIONS = (
     "You listen in, and only decide who answers the caller's last words. Call the tool if a colleague is clearly "
     "better suited to answer them; words that go on with what was said, agree or thank are for the same agent. "
-    "Otherwise reply with the one word: stay."
+    f"Otherwise reply with the one word: {STAY}."
 )
 
 
@@ -65,7 +66,8 @@ class StickyRouter:
 class SpeculativeRouter(StickyRouter):
     """Whoever answered last begins, and a small model is asked at the same time who should.
 
-    It costs one more model call in each turn, and spares a caller the wait for a specialist who only hands over.
+    It costs one more model call in each turn, and spares a caller the wait for a specialist who only hands over. A
+    verdict to stay counts from its first word, and what that call consumed stays untold.
     """
 
     def __init__(self, llm: LLMPort) -> None:
@@ -84,10 +86,15 @@ class SpeculativeRouter(StickyRouter):
         if transfer is None:
             return None
         named: ToolCall | None = None
+        said = ""
         try:
             async with aclosing(self._llm(_question(roster[active], history), [transfer])) as events:
                 async for event in events:
-                    if isinstance(event, UsageReported):
+                    if isinstance(event, Token):
+                        said += event.text
+                        if said.lstrip().lower().startswith(STAY):
+                            return None
+                    elif isinstance(event, UsageReported):
                         report(event)
                     elif isinstance(event, ToolCall) and event.name == TRANSFER:
                         named = named or event

@@ -60,6 +60,14 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+async def cut_off(clerk: Clerk, turn_id: str, text: str) -> None:
+    """Cancel an answer when it has come as far as it can."""
+    answering = asyncio.create_task(clerk.draft(turn_id, text))
+    await settle()
+    answering.cancel()
+    await asyncio.gather(answering, return_exceptions=True)
+
+
 async def test_a_discarded_draft_leaves_no_trace() -> None:
     clerk = Clerk([*calls("look_up")], transfers("sales"), says("Sales here."), says("Hello."))
     await clerk.draft("draft", "I want to")
@@ -94,10 +102,7 @@ async def test_a_tool_with_side_effects_waits_until_the_words_are_certain() -> N
 
 async def test_a_tool_of_a_discarded_draft_never_runs() -> None:
     clerk = Clerk(calls("charge"), says("Which card?"))
-    answering = asyncio.create_task(clerk.draft("draft", "charge my"))
-    await settle()
-    answering.cancel()
-    await asyncio.gather(answering, return_exceptions=True)
+    await cut_off(clerk, "draft", "charge my")
     clerk.commit("turn", "charge my other card")
     assert await clerk.draft("turn", "charge my other card") == "Which card?"
     assert clerk.ran == []
@@ -189,11 +194,8 @@ async def test_a_tool_with_side_effects_that_has_begun_is_finished_and_remembere
 ):
     clerk = Clerk(calls("charge", call_id="c1"), says("Yes?"), transfers("sales"), says("Sales."))
     clerk.gate.clear()
-    answering = asyncio.create_task(clerk.draft("turn", "charge my card"))
     clerk.commit("turn", "charge my card")
-    await settle()
-    answering.cancel()
-    await asyncio.gather(answering, return_exceptions=True)
+    await cut_off(clerk, "turn", "charge my card")
     assert clerk.stored == []
     clerk.gate.set()
     await settle()
@@ -213,10 +215,7 @@ async def test_a_tool_that_ends_late_stands_in_its_own_turn_and_undoes_no_hand_o
     clerk = Clerk(calls("charge", call_id="c1"), transfers("sales"), says("Sales."))
     clerk.gate.clear()
     clerk.commit("turn", "charge my card")
-    answering = asyncio.create_task(clerk.draft("turn", "charge my card"))
-    await settle()
-    answering.cancel()
-    await asyncio.gather(answering, return_exceptions=True)
+    await cut_off(clerk, "turn", "charge my card")
     clerk.commit("next", "a price")
     assert await clerk.draft("next", "a price") == "One moment. Sales."
     clerk.gate.set()
@@ -237,10 +236,7 @@ async def test_a_tool_that_only_looks_ends_with_its_turn() -> None:
     clerk = Clerk(calls("look_up"), says("Yes?"))
     clerk.gate.clear()
     clerk.commit("turn", "the price")
-    answering = asyncio.create_task(clerk.draft("turn", "the price"))
-    await settle()
-    answering.cancel()
-    await asyncio.gather(answering, return_exceptions=True)
+    await cut_off(clerk, "turn", "the price")
     clerk.gate.set()
     await settle()
     assert (clerk.ran, clerk.stored) == ([], [])
