@@ -260,7 +260,7 @@ async def test_what_a_draft_did_before_it_was_cut_off_counts_when_its_words_turn
     clerk = Clerk([*transfers("sales")], [*says("Sales"), asyncio.Event()])
     async with aclosing(clerk.agent.respond(UserTurn("draft", "a price"), draft=True)) as events:
         async for event in events:
-            if getattr(event, "text", "") == " Sales":
+            if getattr(event, "text", "") == "Sales":
                 break
     clerk.commit("turn", "a price")
     clerk.agent.confirm("draft", turn_id="turn")

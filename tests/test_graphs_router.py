@@ -153,7 +153,7 @@ async def test_somebody_named_before_the_first_word_takes_the_caller_over() -> N
     team = Team([asyncio.Event()], says("Sales here."), verdicts=[transfers("sales")])
     events = await take(team.agent, "how much?")
     assert events == [
-        TextDelta(BRIDGE, "desk"),
+        TextDelta(f"{BRIDGE} ", "desk"),
         Transferred("desk", "sales"),
         TextDelta(" Sales here.", "sales"),
     ]
@@ -220,7 +220,7 @@ async def test_a_specialist_who_hands_over_does_not_wait_for_a_verdict() -> None
     started, call = transfers("support")
     team = Team([started, arguments, call], says("Support."), verdicts=[[verdict, *transfers("sales")]])
     async with aclosing(team.agent.respond(UserTurn("turn_1", "broken"))) as events:
-        assert await anext(events) == TextDelta(BRIDGE, "desk")
+        assert await anext(events) == TextDelta(f"{BRIDGE} ", "desk")
         verdict.set()
         await asyncio.sleep(0)
         arguments.set()
