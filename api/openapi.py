@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from api.errors import OUTSIDE_OPERATIONS, ProblemKind, kind_of
-from api.models import Asked, Problem
+from api.models import Answer, Asked, Problem
 from api.routes import Route
 
 #: The version of the interface, not of the program.
@@ -99,28 +99,40 @@ def _responses(route: Route) -> Json:
     for error_class in route.problems:
         kind = kind_of(error_class)
         kinds_by_status.setdefault(kind.status, []).append(kind)
-    answers = {str(status): _answer(status, _reference(model)) for status, model in route.answers.items()}
+    answers = {str(status): _answer(status, model, route) for status, model in route.answers.items()}
     problems = {str(status): _problem(status, kinds) for status, kinds in sorted(kinds_by_status.items())}
     return problems | answers
 
 
-def _answer(status: int, schema: Json) -> Json:
+def _answer(status: int, model: type[Answer], route: Route) -> Json:
+    schema = _reference(model)
+    if route.answers_media_type == "text/event-stream":
+        # OpenAPI 3.1 has no words for the parts of a stream.
+        schema = {"type": "string", "description": f"Server-sent events as {schema['$ref']} lists them."}
     return {
         "description": HTTPStatus(status).phrase,
         "headers": _REQUEST_ID,
-        "content": {"application/json": {"schema": schema}},
+        "content": {route.answers_media_type: {"schema": schema}},
     }
 
 
 def _problem(status: int, kinds: Sequence[ProblemKind]) -> Json:
-    names = ["Retry-After"] if status == 503 else ["WWW-Authenticate"] if status == 401 else []
+    headers: Json = {"WWW-Authenticate": _header("WWW-Authenticate")} if status == 401 else {}
+    if any(kind.retry_after for kind in kinds) or status == 503:
+        headers["Retry-After"] = (
+            _header("Retry-After") if status == 503 else {**_HEADERS["Retry-After"], "required": False}
+        )
     codes = sorted({kind.code for kind in kinds})
     narrowed = {"status": {"const": status}, "code": {"enum": codes}}
     return {
         "description": "; ".join(sorted({f"`{kind.code}`: {kind.title}" for kind in kinds})),
-        "headers": _REQUEST_ID | {name: {"$ref": f"#/components/headers/{name}"} for name in names},
+        "headers": _REQUEST_ID | headers,
         "content": {"application/problem+json": {"schema": {**_reference(Problem), "properties": narrowed}}},
     }
+
+
+def _header(name: str) -> Json:
+    return {"$ref": f"#/components/headers/{name}"}
 
 
 def _reference(model: type[BaseModel]) -> Json:

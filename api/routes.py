@@ -39,6 +39,8 @@ class Route:
     body: type[Asked] | type[bytes] | None = None
     #: The body's media type.
     media_type: str = "application/json"
+    #: The media type of what it answers: with `text/event-stream` each field of the model is the data of an event.
+    answers_media_type: str = "application/json"
     #: What it refuses besides that which every route refuses.
     refusals: tuple[type[Exception], ...] = ()
     #: Whether it is served without a key.

@@ -80,6 +80,7 @@ def test_a_session_is_shown_without_its_metadata(service: FlaskClient, redis_url
         "reason": None,
         "epoch": 1,
         "worker": None,
+        "continues": None,
         "created_at": admitted_at,
         "timings": {
             "admitted_at": admitted_at,
@@ -192,6 +193,7 @@ def test_turns_are_read_on_from_a_cursor(service: FlaskClient, redis_url: str) -
     said, transferred, heard = everything["turns"]
     assert said == {
         "cursor": cursors[0], "item_id": "1", "at": 1.0, "role": "user", "text": "Hello", "specialist": None,
+        "channel": "voice",
     }  # fmt: skip
     assert transferred == {
         "cursor": cursors[1], "item_id": "2", "at": 2.0, "role": "event",
@@ -199,7 +201,7 @@ def test_turns_are_read_on_from_a_cursor(service: FlaskClient, redis_url: str) -
     }  # fmt: skip
     assert heard == {
         "cursor": cursors[2], "item_id": "3", "at": 3.0, "role": "assistant", "text": "Yes.", "specialist": "sales",
-        "interrupted": True, "timings": None, "citations": [],
+        "channel": "voice", "interrupted": True, "timings": None, "citations": [],
     }  # fmt: skip
     assert rest["turns"] == [transferred, heard]
     assert nothing == {"turns": [], "cursor": cursors[2]}

@@ -53,7 +53,26 @@ class KnowledgeSettings(EnvironmentSettings):
     )
 
 
-class CallSettings(KnowledgeSettings, FleetSettings):
+class AgentSettings(KnowledgeSettings, FleetSettings):
+    """What the conversation needs, spoken or written."""
+
+    openai_api_key: str = Field(
+        alias="OPENAI_API_KEY", repr=False, description="recognition and model; any text for a server that wants none"
+    )
+    llm_model: str = Field(default="gpt-4.1-mini", alias="MUSTER_LLM_MODEL", description="OpenAI's chat model")
+    knowledge: Path | None = Field(
+        default=None,
+        alias="MUSTER_KNOWLEDGE",
+        description="folder with products and handbooks; without it `graphs/knowledge/demo`",
+    )
+    provider_timeout: Seconds = Field(
+        default=5,
+        alias="MUSTER_PROVIDER_TIMEOUT",
+        description="longest wait for one provider request; it is tried twice",
+    )
+
+
+class CallSettings(AgentSettings):
     """What a worker needs beyond the fleet's settings; durations are in seconds.
 
     `OPENAI_BASE_URL` and `ELEVEN_BASE_URL` point the genuine clients at any compatible server; without them
@@ -64,9 +83,6 @@ class CallSettings(KnowledgeSettings, FleetSettings):
     livekit_api_key: str = Field(alias="LIVEKIT_API_KEY", repr=False, description="LiveKit's key, which signs tokens")
     livekit_api_secret: str = Field(alias="LIVEKIT_API_SECRET", repr=False, description="the secret of that key")
 
-    openai_api_key: str = Field(
-        alias="OPENAI_API_KEY", repr=False, description="recognition and model; any text for a server that wants none"
-    )
     eleven_api_key: str = Field(
         alias="ELEVEN_API_KEY", repr=False, description="voice; any text for a server that wants none"
     )
@@ -76,17 +92,11 @@ class CallSettings(KnowledgeSettings, FleetSettings):
         description="a compatible server, up to and with `/v1`; without it ElevenLabs' own",
     )
 
-    llm_model: str = Field(default="gpt-4.1-mini", alias="MUSTER_LLM_MODEL", description="OpenAI's chat model")
     stt_model: str = Field(
         default="gpt-4o-mini-transcribe", alias="MUSTER_STT_MODEL", description="OpenAI's recognition model"
     )
     tts_model: str = Field(default="eleven_turbo_v2_5", alias="MUSTER_TTS_MODEL", description="ElevenLabs' model")
     voice_id: str = Field(default="hpp4J3VqNfWAUOO0d1Us", alias="MUSTER_VOICE_ID", description="ElevenLabs' voice")
-    knowledge: Path | None = Field(
-        default=None,
-        alias="MUSTER_KNOWLEDGE",
-        description="folder with products and handbooks; without it `graphs/knowledge/demo`",
-    )
 
     greeting: str = Field(
         default="Hello, this is Northwind. How can I help you today?",
@@ -112,11 +122,6 @@ class CallSettings(KnowledgeSettings, FleetSettings):
     )
     idle_timeout: Seconds = Field(
         default=300, alias="MUSTER_IDLE_TIMEOUT", description="silence of both sides that ends a call"
-    )
-    provider_timeout: Seconds = Field(
-        default=5,
-        alias="MUSTER_PROVIDER_TIMEOUT",
-        description="longest wait for one provider request; it is tried twice",
     )
 
     turn_detection: Literal["model", "vad"] = Field(

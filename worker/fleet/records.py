@@ -65,19 +65,20 @@ if record[1] ~= ARGV[1] or (record[2] or '') ~= ARGV[2] then return 'stale' end
 redis.call('HSETNX', KEYS[1], ARGV[3], now / 1000)
 return 'stamped'"""
 
-# ARGV: states that count as over, states that can be cancelled at once, lifetime after the end, command id, lifetime.
+# ARGV: states that count as over, lifetime after the end, command id, lifetime. What has no owner ends at once.
 _LEAVE = f"""#!lua flags=allow-oom
 {NOW}
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {{'missing'}} end
 if string.find(ARGV[1], ',' .. state .. ',', 1, true) then return {{'over', redis.call('HGETALL', KEYS[1])}} end
-if state == ARGV[2] then
-  redis.call('HSET', KEYS[1], 'state', '{State.ENDED}', 'reason', '{Reason.CANCELLED}', 'ended_at', now / 1000)
-  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+local reason = ({{ {State.QUEUED} = '{Reason.CANCELLED}', {State.CHAT} = '{Reason.LEFT}' }})[state]
+if reason then
+  redis.call('HSET', KEYS[1], 'state', '{State.ENDED}', 'reason', reason, 'ended_at', now / 1000)
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
   return {{'cancelled', redis.call('HGETALL', KEYS[1])}}
 end
-redis.call('XADD', KEYS[2], '*', 'kind', 'leave', 'id', ARGV[4])
-redis.call('PEXPIRE', KEYS[2], ARGV[5])
+redis.call('XADD', KEYS[2], '*', 'kind', 'leave', 'id', ARGV[3])
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
 return {{'asked', redis.call('HGETALL', KEYS[1])}}"""
 
 _APPEND_TURN = """#!lua
@@ -114,6 +115,11 @@ def record_key(session_id: str) -> str:
 def commands_key(session_id: str) -> str:
     """The key of the session's command stream."""
     return _key(session_id, "commands")
+
+
+def lasting_keys(session_id: str) -> list[str]:
+    """The keys of the session that expire together, the record's first."""
+    return [_key(session_id, name) for name in _LASTING]
 
 
 def _milliseconds(seconds: float) -> int:
@@ -184,7 +190,7 @@ def move(
     flat = [part for item in (fields or {}).items() for part in item]
     return Operation(
         script=_MOVE,
-        keys=[_key(session_id, name) for name in _LASTING],
+        keys=lasting_keys(session_id),
         arguments=[
             target,
             _listed(states_before(target)),
@@ -245,13 +251,12 @@ def stamp_published(session_id: str, *, epoch: int) -> Operation[None]:
 
 
 def leave(session_id: str, *, command_id: str, lifetime: float) -> Operation[LeaveAnswer]:
-    """Cancel a queued session, or ask the owner of a running one to leave; raises `SessionNotFound`."""
+    """End a queued session or one of text, or ask the owner of a running one to leave; raises `SessionNotFound`."""
     return Operation(
         script=_LEAVE,
         keys=[record_key(session_id), commands_key(session_id)],
         arguments=[
             _listed([State.ENDED, State.FAILED]),
-            State.QUEUED,
             _milliseconds(KEPT_AFTER_END),
             command_id,
             _milliseconds(lifetime),

@@ -22,6 +22,8 @@ class State(StrEnum):
     LIVE = "live"
     #: The end is decided; the agent is leaving.
     ENDING = "ending"
+    #: Text only: it has no room, and an owner only while a turn is answered.
+    CHAT = "chat"
     #: Over, in a way somebody asked for or the rules provide.
     ENDED = "ended"
     #: Over, because something broke.
@@ -69,6 +71,7 @@ _NEXT: Mapping[State, frozenset[State]] = {
     # The move to `LIVE` is repeated when its answer was lost.
     State.LIVE: frozenset({State.LIVE, State.ENDING}) | _OVER,
     State.ENDING: _OVER,
+    State.CHAT: frozenset({State.ENDED}),
     State.ENDED: frozenset(),
     State.FAILED: frozenset(),
 }
