@@ -16,7 +16,7 @@ from api.chat_models import (
     FollowHeaders,
 )
 from api.models import Answer
-from api.routes import Route
+from api.routes import EVENT_STREAM, Route
 from worker.fleet.chats import Reply
 from worker.fleet.chatting import BEGINNING, ChatControl, ChatTurn
 from worker.fleet.errors import (
@@ -60,7 +60,7 @@ class ChatViews:
     def _stream(self, turn: ChatTurn, *, after: str) -> Response:
         events = _events(turn, self._control.follow(turn, after=after))
         # A proxy that collects an answer before it passes it on would make one piece of it.
-        return Response(events, content_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        return Response(events, content_type=EVENT_STREAM, headers={"X-Accel-Buffering": "no"})
 
 
 def chat_routes(views: ChatViews) -> Sequence[Route]:
@@ -74,7 +74,7 @@ def chat_routes(views: ChatViews) -> Sequence[Route]:
             headers=ChatHeaders,
             body=ChatRequest,
             answers={200: ChatEvents},
-            answers_media_type="text/event-stream",
+            answers_media_type=EVENT_STREAM,
             refusals=(
                 SessionNotFound,
                 TurnInProgress,
@@ -92,7 +92,7 @@ def chat_routes(views: ChatViews) -> Sequence[Route]:
             path=ChatPath,
             headers=FollowHeaders,
             answers={200: ChatEvents},
-            answers_media_type="text/event-stream",
+            answers_media_type=EVENT_STREAM,
             refusals=(SessionNotFound, ChatTurnNotFound, RecordUnreadable, StateUnavailable),
         ),
     ]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from api.models import Answer, Asked, Citation, Cursor, IdempotencyKey, Metadata, Name, SessionId
 from worker.fleet.chats import ReplyKind
@@ -20,6 +20,10 @@ def _text(text: str) -> str:
     if len(text.encode()) > TEXT_LIMIT:
         raise ValueError(f"at most {TEXT_LIMIT} bytes of UTF-8 are allowed")
     return text
+
+
+def _absent_when_empty(header: str) -> str | None:
+    return header or None
 
 
 Text = Annotated[
@@ -68,7 +72,9 @@ class ChatPath(Asked):
 class FollowHeaders(Asked):
     """The last event that was received."""
 
-    last_event_id: Cursor | None = Field(default=None, alias="Last-Event-ID")
+    last_event_id: Annotated[Cursor | None, BeforeValidator(_absent_when_empty)] = Field(
+        default=None, alias="Last-Event-ID"
+    )
 
 
 class ChatStarted(Answer):

@@ -9,12 +9,14 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from api.errors import OUTSIDE_OPERATIONS, ProblemKind, kind_of
 from api.models import Answer, Asked, Problem
-from api.routes import Route
+from api.routes import EVENT_STREAM, Route
 
 #: The version of the interface, not of the program.
 API_VERSION = "1"
 
 Json = dict[str, Any]
+
+_REFERENCE = "#/components/schemas/{model}"
 
 _REQUEST_ID = {"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}}
 _HEADERS: Json = {
@@ -105,14 +107,31 @@ def _responses(route: Route) -> Json:
 
 
 def _answer(status: int, model: type[Answer], route: Route) -> Json:
-    schema = _reference(model)
-    if route.answers_media_type == "text/event-stream":
-        # OpenAPI 3.1 has no words for the parts of a stream.
-        schema = {"type": "string", "description": f"Server-sent events as {schema['$ref']} lists them."}
+    schema = _event(model) if route.answers_media_type == EVENT_STREAM else _reference(model)
     return {
         "description": HTTPStatus(status).phrase,
         "headers": _REQUEST_ID,
         "content": {route.answers_media_type: {"schema": schema}},
+    }
+
+
+def _event(model: type[Answer]) -> Json:
+    """One event of a stream, which OpenAPI 3.1 has no words for: tools take the schema for that of each event."""
+    kinds = model.model_json_schema(mode="serialization", ref_template=_REFERENCE)["properties"]
+    return {
+        "description": "Each event of the stream.",
+        "oneOf": [
+            {
+                "type": "object",
+                "properties": {
+                    "event": {"const": name},
+                    "id": {"type": "string"},
+                    "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": data},
+                },
+                "required": ["event", "data"],
+            }
+            for name, data in kinds.items()
+        ],
     }
 
 
@@ -136,7 +155,7 @@ def _header(name: str) -> Json:
 
 
 def _reference(model: type[BaseModel]) -> Json:
-    return {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"$ref": _REFERENCE.format(model=model.__name__)}
 
 
 def _schemas(routes: Sequence[Route]) -> Json:
@@ -145,5 +164,5 @@ def _schemas(routes: Sequence[Route]) -> Json:
         if route.body is not None and issubclass(route.body, BaseModel):
             wanted[route.body] = "validation"
         wanted |= dict.fromkeys(route.answers.values(), "serialization")
-    _, schema = models_json_schema(list(wanted.items()), ref_template="#/components/schemas/{model}")
+    _, schema = models_json_schema(list(wanted.items()), ref_template=_REFERENCE)
     return dict(schema["$defs"])

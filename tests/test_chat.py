@@ -4,6 +4,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 import httpx
 import pytest
@@ -233,7 +234,7 @@ def test_a_text_for_a_live_call_goes_to_its_owner_and_to_nobody_else(fleet: Chat
 
     # Nobody is at the other end of this call.
     assert [(event.kind, event.code) for event in events] == [("session", None), ("error", "nobody_answers")]
-    commands = fleet.redis.xrange(f"muster:{{s:{call.session_id}}}:commands")
+    commands: Any = fleet.redis.xrange(f"muster:{{s:{call.session_id}}}:commands")
     assert [command for _, command in commands] == [{"kind": "think", "id": events[0].turn_id}]
     assert fleet.read(call.session_id) == call
     assert not any("4711" in str(fleet.redis.hgetall(key)) for key in fleet.redis.scan_iter("muster:*:chat:*"))

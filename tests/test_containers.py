@@ -43,6 +43,7 @@ from tests.fleet_workers import Worker
 from tests.redis_server import RedisServer
 from tests.tree import tracked_files
 from worker.call.settings import CallSettings
+from worker.chat.settings import ChatSettings
 from worker.fleet.health import STALE, HealthFile
 from worker.fleet.settings import EnvironmentSettings, FleetSettings
 
@@ -55,6 +56,7 @@ SETTINGS: dict[str, list[type[EnvironmentSettings]]] = {
     "api": [FleetSettings, AccessSettings, WebhookSettings],
     "control-plane": [ControlPlaneSettings],
     "worker": [CallSettings],
+    "chat": [ChatSettings],
     "flower": [FleetSettings],
 }
 #: Variables of the libraries and servers themselves.
@@ -157,12 +159,13 @@ def test_a_container_may_do_no_more_than_it_must(service: str) -> None:
     assert described["image"].rpartition(":")[2] not in ("", "latest")
 
 
-def test_as_many_workers_can_be_started_as_are_wanted() -> None:
+@pytest.mark.parametrize("service", ["worker", "chat"])
+def test_as_many_workers_can_be_started_as_are_wanted(service: str) -> None:
     for name in ("container_name", "hostname", "ports", "volumes"):
-        assert name not in SERVICES["worker"]
-    words = command("worker")
+        assert name not in SERVICES[service]
+    words = command(service)
     # Celery puts the host's short name there, and each container is a host of its own.
-    assert words[words.index("-n") + 1] == "worker-%n@%h"
+    assert words[words.index("-n") + 1] == f"{service}-%n@%h"
 
 
 def test_what_is_published_is_what_the_process_listens_on() -> None:

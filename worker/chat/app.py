@@ -7,18 +7,27 @@ from typing import Any
 
 from celery import Celery, bootsteps, signals
 
+from worker.chat.settings import ChatSettings
 from worker.chat.tasks import RunChat
 from worker.fleet.child import DRAIN
 from worker.fleet.drain import Drain
+from worker.fleet.health import HealthFile
 from worker.fleet.processes import QUIET_LIBRARIES
 from worker.fleet.publishing import CHAT_TASK_NAME
 from worker.fleet.table import Table
 
+#: Seconds between two signs of health.
+_HEALTHY = 2.0
+
 
 class Preload(bootsteps.StartStopStep):
-    """Loads the conversation in the parent, once for all processes, which share the memory."""
+    """Loads the conversation in the parent, once for all processes, which share the memory; tells that it lives."""
 
     requires = ("celery.worker.components:Hub",)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self._timer: Any = None
 
     def create(self, worker: Any) -> None:
         """Runs before the first fork."""
@@ -27,8 +36,19 @@ class Preload(bootsteps.StartStopStep):
         worker.liveness = Table.create(slots=worker.concurrency)
         task: RunChat = worker.app.tasks[CHAT_TASK_NAME]
         task.preload()
+        self._health = HealthFile(ChatSettings.from_env().health_file)
         signals.worker_before_create_process.connect(_share_memory, weak=False)
         signals.worker_process_init.connect(_finish_turns, weak=False)
+        signals.worker_shutdown.connect(self._say_goodbye, weak=False)
+
+    def register_with_event_loop(self, worker: Any, hub: Any) -> None:
+        """Called at the start and again after every reconnection to the broker, without which nothing is healthy."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = hub.call_repeatedly(_HEALTHY, self._health.touch)
+
+    def _say_goodbye(self, **_: Any) -> None:
+        self._health.remove()
 
 
 def _share_memory(**_: Any) -> None:

@@ -65,8 +65,8 @@ class ChatService:
         if taken is None:
             logger.info("nothing to answer", extra={"session": session_id})
             return Outcome.VOID
-        answering = asyncio.ensure_future(self._answer(turn_id, taken))
         correspondent = Correspondent(taken.session, turn_id, client=self._client)
+        answering = asyncio.ensure_future(self._answer(turn_id, taken, correspondent))
         try:
             async with correspondent.waiting(on_lost=answering.cancel):
                 return await answering
@@ -76,7 +76,7 @@ class ChatService:
         except (StateUnavailable, MemoryUnavailable) as error:
             await correspondent.tell_error("redis_unavailable", str(error))
         except Exception:
-            await correspondent.tell_error("internal_error", "The worker's log says what broke.")
+            await correspondent.tell_error("internal_error", "Something broke; the worker's log says what.")
             raise
         return Outcome.TOLD
 
@@ -87,7 +87,7 @@ class ChatService:
         await self._openai.close()
         await self._client.aclose()
 
-    async def _answer(self, turn_id: str, taken: Taken) -> Outcome:
+    async def _answer(self, turn_id: str, taken: Taken, correspondent: Correspondent) -> Outcome:
         this = asyncio.current_task()
         assert this is not None
         lose = partial(_cancel, this)
@@ -108,7 +108,7 @@ class ChatService:
                     taken,
                     agent=agent,
                     transcript=transcript,
-                    correspondent=Correspondent(session, turn_id, client=self._client),
+                    correspondent=correspondent,
                     settle=partial(conversation.compact, agent, transcript),
                 )
                 await turn.give()

@@ -45,13 +45,17 @@ class Correspondent:
         self._session = session
         self._turn_id = turn_id
         self._client = client
+        self._is_told = False
 
     async def tell(self, kind: ReplyKind, data: Mapping[str, object], *, after: TurnState | None = None) -> None:
         """Send one event; with `after` it is the last. Raises `StateUnavailable` and `StaleEpoch`."""
         await run_async(self._client, chats.reply(self._session, self._turn_id, Reply(kind, data), after=after))
+        self._is_told = after is not None
 
     async def tell_error(self, code: str, detail: str, *, after: TurnState = TurnState.FAILED) -> None:
-        """Send the event that ends an answer for good or for now, if anybody can be told."""
+        """Send the event that ends an answer for good or for now, if anybody can be told and nobody was."""
+        if self._is_told:
+            return
         try:
             await self.tell(ReplyKind.ERROR, {"code": code, "detail": detail}, after=after)
         except (StateUnavailable, StaleEpoch):
@@ -143,6 +147,11 @@ class TextTurn:
             await self._correspondent.tell_error("redis_unavailable", str(error))
         except TimeoutError:
             await self._break_off("too_slow", f"The answer took more than {TURN_LIMIT:.0f} s.")
+        except StaleEpoch:
+            raise
+        except Exception:
+            await self._break_off("internal_error", "Something broke; the worker's log says what.")
+            raise
 
     async def _give(self) -> None:
         await self._correspondent.tell(ReplyKind.BEGUN, {"specialist": self._agent.active})
