@@ -118,6 +118,32 @@ def test_a_repeated_idempotency_key_makes_no_second_session(service: FlaskClient
     assert first.get_json()["session_id"] == second.get_json()["session_id"]
 
 
+def test_a_join_goes_on_with_a_session_that_is_over_and_what_it_knew(service: FlaskClient, redis_url: str) -> None:
+    old = joined(service)
+    service.post("/leave", json={"session_id": old})
+
+    session_id = joined(service, room="hall", metadata={"name": "Ada Lovelace"}, continue_session=old)
+
+    assert service.get(f"/sessions/{session_id}").get_json()["continues"] == old
+    with client_of(redis_url) as client:
+        record = run(client, records.read(session_id))
+    assert record is not None
+    assert record.metadata == {**JOIN["metadata"], "name": "Ada Lovelace"}
+    assert record.continues == old
+
+
+def test_a_join_does_not_go_on_with_a_session_that_is_not_over_or_not_there(service: FlaskClient) -> None:
+    old = joined(service)
+
+    live = service.post("/join", json={**JOIN, "room": "hall", "continue_session": old})
+    unknown = service.post("/join", json={**JOIN, "room": "hall", "continue_session": "unknown"})
+
+    assert (live.status_code, live.get_json()["code"]) == (409, "session_not_over")
+    assert (unknown.status_code, unknown.get_json()["code"]) == (404, "session_not_found")
+    # The room is as free as it was.
+    joined(service, room="hall")
+
+
 def test_leaving_a_queued_session_ends_it_and_frees_its_room(service: FlaskClient) -> None:
     session_id = joined(service)
 

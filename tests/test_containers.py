@@ -227,6 +227,7 @@ def test_the_example_of_the_settings_names_them_all_and_holds_no_secret() -> Non
     assert {name: value for name, value in lines if value} == {
         "LIVEKIT_PUBLIC_URL": "ws://HOST:7880",
         "MUSTER_SLOTS": "2",
+        "MUSTER_CHAT_PROCESSES": "2",
         "MUSTER_MAX_DURATION": "3600",
     }
     assert "/.env" in (ROOT / ".gitignore").read_text().splitlines()

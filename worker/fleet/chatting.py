@@ -124,9 +124,10 @@ class ChatControl:
 
     def _follow(self, turn: ChatTurn, cursor: str) -> Iterator[Reply | None]:
         started = seen_at = time.monotonic()
+        block = min(_BLOCK, self._settings.chat_patience)
         while True:
             try:
-                replies = self._read(turn, cursor)
+                replies = self._read(turn, cursor, block=block)
                 progress = None if replies else run(self._client, chats.look(turn.session_id, turn.turn_id))
                 seen_at = time.monotonic()
             except StateUnavailable:
@@ -143,7 +144,7 @@ class ChatControl:
             if progress is not None:
                 # What was written between the two looks comes with the next one.
                 broken = self._broken(turn, progress, waited=time.monotonic() - started)
-                if broken is not None and not self._read(turn, cursor, block=False):
+                if broken is not None and not self._read(turn, cursor):
                     yield broken
                     return
                 yield None
@@ -159,11 +160,11 @@ class ChatControl:
             return _broken("nobody_answers", "Nobody has taken the text in time, and nobody will. Send it again.")
         return None
 
-    def _read(self, turn: ChatTurn, cursor: str, *, block: bool = True) -> list[Reply]:
+    def _read(self, turn: ChatTurn, cursor: str, *, block: float | None = None) -> list[Reply]:
         key = chats.replies_key(turn.session_id, turn.turn_id)
         try:
             # The library's type does not say which of its shapes this protocol version answers with.
-            answer: Any = self._replies.xread({key: cursor}, block=round(_BLOCK * 1000) if block else None)
+            answer: Any = self._replies.xread({key: cursor}, block=round(block * 1000) if block else None)
         except RedisError as error:
             raise unavailable(error) from error
         return [
