@@ -1,5 +1,5 @@
 PYTHON ?= python3
-SOURCES = $(wildcard celeryconfig.py graphs worker api muster local bench deploy tests)
+SOURCES = $(wildcard celeryconfig.py graphs worker api muster local bench deploy examples tests)
 
 .PHONY: help setup demo up test e2e check bench fresh platforms
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
-from api.models import Answer, Asked, Citation, Cursor, IdempotencyKey, Metadata, Name, SessionId
+from api.asked import Asked
+from api.models import Answer, Citation, Cursor, IdempotencyKey, Metadata, Name, SessionId
 from worker.fleet.chats import ReplyKind
 
 #: The longest text, in bytes of UTF-8.

@@ -66,12 +66,13 @@ return {'found', id, checkpoint, writes}"""
 _LIST = """#!lua flags=no-writes
 return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2])}"""
 
-# What every write begins with. KEYS: checkpoints, writes, and with a fence the session's record.
+# What every write begins with; a record that is not there has no epoch that could be right.
+# KEYS: checkpoints, writes, and with a fence the session's record.
 # ARGV: epoch, owner, lifetime in ms, then the script's own.
 _FENCED = r"""#!lua
 if KEYS[3] then
   local record = redis.call('HMGET', KEYS[3], 'epoch', 'owner')
-  if not record[1] or record[1] ~= ARGV[1] or (record[2] or '') ~= ARGV[2] then return 'stale' end
+  if record[1] ~= ARGV[1] or (record[2] or '') ~= ARGV[2] then return 'stale' end
 end
 local function expire()
   redis.call('PEXPIRE', KEYS[1], ARGV[3])

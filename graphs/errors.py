@@ -4,6 +4,7 @@ GraphError
 ├── LLMUnavailable         the model did not answer
 ├── TurnInProgress         two turns at once on one agent
 ├── RosterInvalid          a specialist cannot be used
+├── ConfigurationInvalid   a session's configuration cannot be used
 ├── CatalogueInvalid       the knowledge folder cannot be used
 ├── DocumentUnreadable     a file cannot become part of the knowledge index
 ├── KnowledgeUnavailable   the knowledge index cannot be used
@@ -14,6 +15,7 @@ GraphError
 ├── StaleWriter            another owner remembers this conversation
 └── ToolError              told to the model, which tells the caller
     ├── ToolRefused
+    ├── EndpointFailed
     └── TicketsUnavailable
 """
 
@@ -43,6 +45,10 @@ class TurnInProgress(GraphError):
 
 class RosterInvalid(GraphError):
     """The roster names a specialist that cannot be used."""
+
+
+class ConfigurationInvalid(GraphError):
+    """The session's configuration cannot be used."""
 
 
 class CatalogueInvalid(GraphError):
@@ -90,6 +96,10 @@ class ToolError(GraphError):
 
 class ToolRefused(ToolError):
     """The model asked for something the tools do not offer."""
+
+
+class EndpointFailed(ToolError):
+    """The tool's endpoint did not answer as agreed."""
 
 
 class TicketsUnavailable(ToolError):

@@ -7,18 +7,22 @@ from dataclasses import replace
 from typing import cast
 
 from graphs.builder import Graph, build_graph
+from graphs.configuration import AgentConfiguration
+from graphs.configured import configured_roster
 from graphs.entities import AgentEvent, Exchange, Message, UserTurn
 from graphs.errors import TurnInProgress
+from graphs.http_tools import NO_HTTP_ACCESS, HTTPAccess
 from graphs.knowledge.catalogue import Catalogue, load_catalogue
 from graphs.memory import Memory
 from graphs.ports import LLMPort, OpenTicketPort
 from graphs.retrieval import Retrieval
-from graphs.roster import Roster, Services, Specialist, load_roster
+from graphs.roster import Roster, Services, Specialist
 from graphs.router import AgentRouterPort, sticky
-from graphs.specialists import ROSTER
 from graphs.state import Turn, beginning
 
 OnExchange = Callable[[Exchange], None]
+
+UNCONFIGURED = AgentConfiguration()
 
 
 class _Attempt:
@@ -163,20 +167,23 @@ def build_supervisor(
     llm: LLMPort,
     open_ticket: OpenTicketPort,
     slots: Mapping[str, object],
-    roster: Sequence[str] = ROSTER,
+    configuration: AgentConfiguration = UNCONFIGURED,
+    http_access: HTTPAccess = NO_HTTP_ACCESS,
     catalogue: Catalogue | None = None,
     history: Sequence[Message] = (),
     active: str | None = None,
     retrieval: Retrieval | None = None,
     on_exchange: OnExchange | None = None,
 ) -> SupervisorAgent:
-    """The team named by `roster`, module by module; without a catalogue it is the demo company's.
+    """The team that `configuration` describes, or the whole roster; without a catalogue it is the demo company's.
+
+    How it sounds and which model answers is for whoever brings `llm` and the voice.
 
     Raises RosterInvalid and CatalogueInvalid.
     """
     services = Services(catalogue=catalogue or load_catalogue(), open_ticket=open_ticket)
     return SupervisorAgent(
-        load_roster(roster, services),
+        configured_roster(configuration, services, http_access=http_access),
         llm=llm,
         slots=slots,
         history=history,

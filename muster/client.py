@@ -303,15 +303,18 @@ class MusterClient:
         user_id: str,
         metadata: Metadata | None = None,
         continue_session: str | None = None,
+        configuration: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Joined:
         """Sends an agent into `room`. Repeating it with the same key never starts a second session.
 
-        It goes on with the conversation of `continue_session`, which must be over: raises `SessionNotFound` or
-        `SessionBusy` otherwise.
+        `configuration` is JSON as the README describes it: specialists, instructions, voice and so on. The session goes
+        on with the conversation of `continue_session`, which must be over: raises `SessionNotFound` or `SessionBusy`
+        otherwise.
         """
         body: dict[str, Any] = {"room": room, "user_id": user_id}
         body |= {"metadata": dict(metadata)} if metadata else {}
+        body |= {"configuration": dict(configuration)} if configuration else {}
         body |= {"continue_session": continue_session} if continue_session else {}
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
         return self._ask(Joined, "POST", f"{self._agent_service}/join", json=body, headers=headers)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -41,3 +42,12 @@ def redis_url(redis_database: str) -> str:
     with redis.Redis.from_url(redis_database) as client:
         client.flushdb()
     return redis_database
+
+
+@pytest.fixture
+def own_redis(redis_server: RedisServer, tmp_path: Path) -> Iterator[RedisServer]:
+    """A running server that belongs to one test."""
+    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
+    server.start()
+    yield server
+    server.stop()

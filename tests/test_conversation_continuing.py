@@ -1,11 +1,10 @@
 """A conversation goes on in another process: the turn stream is the truth, a checkpoint a shorter way to it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from graphs.entities import Message, TextDelta, UserTurn
 from graphs.errors import MemoryUnavailable
 from graphs.roster import Roster, Specialist, Tool
 from graphs.supervisor import SupervisorAgent
-from local.ports import PortPicker
 from tests.fleet_sessions import new_session
 from tests.open_fleet import claim, client_of
 from tests.redis_server import RedisServer
@@ -28,15 +26,6 @@ from worker.fleet.redis_operations import connect_async, run, run_async
 from worker.fleet.session import Reason, Session
 
 NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
-
-
-@pytest.fixture
-def own_redis(redis_server: RedisServer, tmp_path: Path) -> Iterator[RedisServer]:
-    """A server that only this test stops."""
-    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
-    server.start()
-    yield server
-    server.stop()
 
 
 def claimed(redis_url: str, **fields: Any) -> Session:

@@ -18,13 +18,13 @@ from langgraph.checkpoint.conformance import checkpointer_test, validate
 from langgraph.checkpoint.conformance.report import ProgressCallbacks
 from langgraph.checkpoint.conformance.test_utils import generate_checkpoint, generate_config, generate_metadata
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.serde.types import ERROR
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Durability
 
 from graphs.checkpointer import Fence, RedisCheckpointer, open_checkpointer
 from graphs.errors import CheckpointPruned, MemoryUnavailable, MemoryUnreadable, StaleWriter
 from local.paths import ROOT
-from local.ports import PortPicker
 from tests.crashing_graph import WORDS, conversation
 from tests.fleet_sessions import new_session
 from tests.redis_server import RedisServer
@@ -77,15 +77,6 @@ def name_of(config: RunnableConfig) -> str:
 
 
 @pytest.fixture
-def own_redis(redis_server: RedisServer, tmp_path: Path) -> Iterator[RedisServer]:
-    """A running server that belongs to one test."""
-    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
 async def checkpointer(redis_url: str) -> AsyncIterator[RedisCheckpointer]:
     async with open_checkpointer(redis_url, ttl=TTL) as opened:
         yield opened
@@ -108,6 +99,11 @@ def kept(database: "redis.Redis", config: RunnableConfig) -> list[str]:
     """Ids of the root graph's checkpoints."""
     fields = stored(database, config).get("checkpoints", {})
     return sorted(field.decode().split("\x1f")[2] for field in fields if field.startswith(b"checkpoint"))
+
+
+def written_for(database: "redis.Redis", config: RunnableConfig) -> set[str]:
+    """Ids of the checkpoints that results of tasks are stored for."""
+    return {field.decode().split("\x1f")[1] for field in stored(database, config).get("checkpoint_writes", {})}
 
 
 def expiries(database: "redis.Redis", config: RunnableConfig) -> list[int]:
@@ -174,18 +170,18 @@ async def test_all_keys_of_a_session_expire_together_and_each_write_postpones_it
     await echo(checkpointer).ainvoke({"words": ["hello"]}, config)
     newest = await checkpointer.aget_tuple(config)
     assert newest is not None
+    following = generate_checkpoint()
     seen = [expiries(database, config)]
     for call in (
         lambda: checkpointer.aput_writes(newest.config, [("words", "more")], "task"),
-        lambda: checkpointer.aput(newest.config, generate_checkpoint(), generate_metadata(), {}),
         lambda: checkpointer.aprune([name_of(config)]),
+        lambda: checkpointer.aput(newest.config, following, generate_metadata(), {}),
     ):
         await asyncio.sleep(0.02)
         await call()
-        await checkpointer.aput_writes(newest.config, [("words", "more")], "task")
         seen.append(expiries(database, config))
     assert all(len(times) == 2 and len(set(times)) == 1 for times in seen), seen
-    assert [times[0] for times in seen] == sorted({times[0] for times in seen})
+    assert len({times[0] for times in seen}) == len(seen)
 
 
 async def test_what_is_not_written_again_lasts_as_long_as_the_session(redis_url: str, database: "redis.Redis") -> None:
@@ -214,8 +210,7 @@ async def test_only_the_newest_checkpoints_stay_and_the_results_that_belong_to_t
     assert ids[-1] == state.config["configurable"]["checkpoint_id"]
     assert len(ids) == 2
     # Results of a task may be stored just after the next checkpoint; they go with the one after it.
-    written = {field.decode().split("\x1f")[1] for field in stored(database, config)["checkpoint_writes"]}
-    assert len(written - set(ids)) <= 1
+    assert len(written_for(database, config) - set(ids)) <= 1
 
 
 @pytest.mark.parametrize("durability", DURABILITIES)
@@ -296,8 +291,7 @@ async def test_a_result_that_comes_after_its_checkpoint_was_pruned_goes_with_the
         await checkpointer.aput_writes(early, [("words", "early")], "task")
         assert len(stored(database, config)["checkpoint_writes"]) == 2
         await checkpointer.aput(config, coming, generate_metadata(), {})
-    left = stored(database, config)["checkpoint_writes"]
-    assert [field.decode().split("\x1f")[1] for field in left] == [early["configurable"]["checkpoint_id"]]
+    assert written_for(database, config) == {early["configurable"]["checkpoint_id"]}
 
 
 @pytest.mark.parametrize("keep", [None, 1, 2])
@@ -308,12 +302,14 @@ async def test_the_newest_checkpoint_is_the_one_written_last_though_its_writers_
     behind, right, ahead = (generate_checkpoint() for _ in range(3))
     async with open_checkpointer(redis_url, ttl=TTL, keep=keep) as checkpointer:
         for checkpoint in (right, ahead, behind):
-            await checkpointer.aput(config, checkpoint, generate_metadata(), {})
+            at = await checkpointer.aput(config, checkpoint, generate_metadata(), {})
+            await checkpointer.aput_writes(at, [("words", "hello")], "task")
         newest = await checkpointer.aget_tuple(config)
     assert newest is not None
     assert newest.checkpoint["id"] == behind["id"]
     expected = {None: [behind, right, ahead], 1: [behind], 2: [behind, ahead]}[keep]
     assert kept(database, config) == [checkpoint["id"] for checkpoint in expected]
+    assert written_for(database, config) == {checkpoint["id"] for checkpoint in expected}
 
 
 class Delta(TypedDict, total=False):
@@ -343,6 +339,15 @@ async def test_the_same_result_written_many_times_at_once_counts_once(checkpoint
     found = await checkpointer.aget_tuple(at)
     assert found is not None
     assert found.pending_writes == [(f"task {i}", channel, value) for i in range(5) for channel, value in results]
+
+
+async def test_a_task_that_runs_again_changes_its_error_and_not_its_results(checkpointer: RedisCheckpointer) -> None:
+    at = await checkpointer.aput(generate_config(), generate_checkpoint(), generate_metadata(), {})
+    for attempt in ("first", "second"):
+        await checkpointer.aput_writes(at, [("words", attempt), (ERROR, attempt)], "task")
+    found = await checkpointer.aget_tuple(at)
+    assert found is not None
+    assert found.pending_writes == [("task", ERROR, "second"), ("task", "words", "first")]
 
 
 async def test_two_runs_at_once_leave_the_whole_state_of_one_of_them(redis_url: str, database: "redis.Redis") -> None:

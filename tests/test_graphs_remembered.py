@@ -12,7 +12,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 
 from graphs.checkpointer import Fence, RedisCheckpointer, open_checkpointer
-from graphs.entities import Message, Session, ToolCall, exchange
+from graphs.entities import Exchange, Message, Session, ToolCall
 from graphs.errors import MemoryUnavailable, MemoryUnreadable, StaleWriter
 from graphs.remembered import SessionMemory
 from tests.fleet_sessions import new_session
@@ -30,9 +30,8 @@ def session(turns: int = 1, *, session_id: str | None = None) -> Session:
         call = ToolCall(id=f"call-{turn}", name="open_ticket", arguments='{"summary": "Der Router blinkt – rot"}')
         said = Message(id=f"user-{turn}", role="user", content="My router is broken.", specialist="support")
         reply = Message(id=f"reply-{turn}", role="assistant", content="I have", interrupted=True, specialist="support")
-        result = {"summary": "A ticket is open."}
-        made = exchange(turn_id=said.id, call=call, result=result, specialist="support", receiver="support")
-        messages += [said, *made, reply]
+        made = Exchange(said.id, call, {"summary": "A ticket is open."}, specialist="support", receiver="support")
+        messages += [said, *made.messages, reply]
     return Session(
         session_id=session_id or uuid.uuid4().hex,
         slots={"name": "Zoë", "locale": "de", "address": {"city": "Köln", "floors": [1, 2.5]}, "phone": None},

@@ -19,16 +19,20 @@ class OpenAILLM:
 
     `timeout` in seconds bounds connecting and each wait for more of the answer. Nothing is retried here:
     a caller would hear a retry as silence, so who speaks to the caller decides (see `FallbackLLM`).
+    Without a `temperature` it is the model's own.
     """
 
-    def __init__(self, client: AsyncOpenAI, *, model: str, timeout: float = 10.0) -> None:
+    def __init__(
+        self, client: AsyncOpenAI, *, model: str, timeout: float = 10.0, temperature: float | None = None
+    ) -> None:
         self._client = client.with_options(max_retries=0, timeout=timeout)
         self._model = model
+        self._sampling = {} if temperature is None else {"temperature": temperature}
 
     async def __call__(
         self, messages: Sequence[Message], tools: Sequence[ToolSchema]
     ) -> AsyncGenerator[LLMEvent, None]:
-        body: dict[str, Any] = {"messages": [_wire_message(message) for message in messages]}
+        body: dict[str, Any] = {"messages": [_wire_message(message) for message in messages], **self._sampling}
         if tools:
             body["tools"] = [_wire_tool(tool) for tool in tools]
         calls = _ToolCalls()

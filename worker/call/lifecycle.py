@@ -20,6 +20,7 @@ from livekit.agents import (
 from livekit.agents.types import NOT_GIVEN
 from livekit.agents.voice import SpeechHandle, io, room_io
 
+from graphs.entities import Message
 from worker.call import phrases
 from worker.call.agent_llm import AgentLLM
 from worker.call.ending import Countdown, Ending
@@ -43,7 +44,7 @@ class Call:
     """The agent in one room; belongs to one event loop.
 
     `spoken` is the audio of the fixed phrases by text, as far as it is there yet. `on_first_audio` is called whenever
-    the agent begins to speak.
+    the agent begins to speak. After `time_left` seconds the call has lasted long enough.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Call:
         clock: TurnClock,
         spoken: Mapping[str, bytes],
         on_first_audio: Callable[[], None],
+        time_left: float,
     ) -> None:
         self._session = session
         self._settings = settings
@@ -71,7 +73,7 @@ class Call:
         self._failures = 0
         self._farewell: asyncio.Task[None] | None = None
         self._idle = Countdown(ending, Reason.IDLE, seconds=settings.idle_timeout)
-        self._duration = Countdown(ending, Reason.MAX_DURATION, seconds=settings.max_duration)
+        self._duration = Countdown(ending, Reason.MAX_DURATION, seconds=time_left)
         self._voice: AgentSession[None] = AgentSession(
             stt=providers.stt,
             llm=agent_llm,
@@ -116,17 +118,28 @@ class Call:
 
     async def wait_for_caller(self) -> bool:
         """Until the caller is in the room and hears the agent; False when the call ends before."""
-        arrived = await self._ending.unless_decided(
-            self._voice.room_io.wait_for_ready(), timeout=self._settings.caller_arrival_timeout
-        )
+        timeout, reason = self._settings.caller_arrival_timeout, Reason.CALLER_NEVER_ARRIVED
+        if self._session.first_audio_at is not None:
+            # Another process has talked with them; they have left it or are coming back.
+            timeout, reason = self._settings.caller_lost_grace, Reason.CALLER_LOST
+        arrived = await self._ending.unless_decided(self._voice.room_io.wait_for_ready(), timeout=timeout)
         if not arrived:
-            self._ending.decide(Reason.CALLER_NEVER_ARRIVED)
+            self._ending.decide(reason)
         return arrived
 
     def greet(self) -> None:
         """Say the greeting."""
         self._idle.start()
         self._say(self._settings.greeting)
+
+    def resume(self, unanswered: Message | None) -> None:
+        """Go on with a call that another process has lost, and answer what it has left unanswered."""
+        self._idle.start()
+        self._say(self._settings.resumption)
+        if unanswered is not None:
+            self._voice_agent.take_up(unanswered)
+            message = llm.ChatMessage(id=unanswered.id, role="user", content=[unanswered.content])
+            self._voice.generate_reply(user_input=message)
 
     async def close(self) -> None:
         """Fall silent, leave the room, then take the pipeline down."""

@@ -62,12 +62,13 @@ def open_providers(
         http_client=openai_http,
     )
     return Providers(
-        stt=PromptSTT(client=client, model=settings.stt_model, language="en"),
+        stt=PromptSTT(client=client, model=settings.stt_model, language=settings.language or "en"),
         tts=elevenlabs.TTS(
             api_key=settings.eleven_api_key,
             base_url=settings.eleven_base_url or NOT_GIVEN,
             model=settings.tts_model,
             voice_id=settings.voice_id,
+            language=settings.language or NOT_GIVEN,
             # Raw samples need no decoder, and each sentence comes with the times of its characters.
             encoding="pcm_24000",
             http_session=http_session,

@@ -1,14 +1,29 @@
 """Settings of a call: LiveKit, the providers, the knowledge, the timers and the turn handling."""
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
+from graphs.configuration import AgentConfiguration
 from worker.fleet.settings import EnvironmentSettings, FleetSettings, Seconds
 
 #: Named because the SDK would take OPENAI_BASE_URL as it is, and an empty one leads nowhere.
 OPENAI_URL = "https://api.openai.com/v1"
+#: Before the name of each secret that HTTP tools may send as a header.
+SECRET_PREFIX = "MUSTER_SECRET_"
+
+
+def tool_secrets(environ: Mapping[str, str] | None = None) -> Mapping[str, str]:
+    """The secrets of HTTP tools by the names under which configurations refer to them."""
+    environ = os.environ if environ is None else environ
+    return {
+        variable.removeprefix(SECRET_PREFIX): value
+        for variable, value in environ.items()
+        if variable.startswith(SECRET_PREFIX) and value
+    }
 
 
 class KnowledgeSettings(EnvironmentSettings):
@@ -71,6 +86,19 @@ class AgentSettings(KnowledgeSettings, FleetSettings):
         description="longest wait for one provider request; it is tried twice",
     )
 
+    def with_configuration(self, configuration: AgentConfiguration) -> Self:
+        """The same with what one session's configuration sets of it."""
+        asked = {
+            "greeting": configuration.greeting,
+            "voice_id": configuration.voice,
+            "language": configuration.language,
+            "llm_model": configuration.model,
+        }
+        fields = type(self).model_fields
+        return self.model_copy(
+            update={name: value for name, value in asked.items() if value is not None and name in fields}
+        )
+
 
 class CallSettings(AgentSettings):
     """What a worker needs beyond the fleet's settings; durations are in seconds.
@@ -97,6 +125,11 @@ class CallSettings(AgentSettings):
     )
     tts_model: str = Field(default="eleven_turbo_v2_5", alias="MUSTER_TTS_MODEL", description="ElevenLabs' model")
     voice_id: str = Field(default="hpp4J3VqNfWAUOO0d1Us", alias="MUSTER_VOICE_ID", description="ElevenLabs' voice")
+    language: str | None = Field(
+        default=None,
+        alias="MUSTER_LANGUAGE",
+        description="what callers speak; without it English is recognised and the voice goes by the text",
+    )
 
     greeting: str = Field(
         default="Hello, this is Northwind. How can I help you today?",
@@ -112,6 +145,12 @@ class CallSettings(AgentSettings):
         default="I am sorry, something is broken on our side, so I have to end this call. Please call again later.",
         alias="MUSTER_FAREWELL",
         description="said when two turns in a row failed",
+    )
+
+    resumption: str = Field(
+        default="I am sorry, I lost you for a moment.",
+        alias="MUSTER_RESUMPTION",
+        description="said when another worker goes on with a call whose own was lost",
     )
 
     caller_arrival_timeout: Seconds = Field(
@@ -140,4 +179,4 @@ class CallSettings(AgentSettings):
     @property
     def phrases(self) -> tuple[str, ...]:
         """Every phrase that is rendered ahead of a call."""
-        return (self.greeting, self.apology, self.farewell)
+        return (self.greeting, self.apology, self.farewell, self.resumption)

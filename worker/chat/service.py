@@ -11,11 +11,10 @@ from openai import AsyncOpenAI
 
 from graphs import entities
 from graphs.errors import MemoryUnavailable, StaleWriter
-from graphs.knowledge.catalogue import load_catalogue
-from graphs.llm.openai import OpenAILLM
 from graphs.retrieval import Retrieval
-from graphs.supervisor import SupervisorAgent, build_supervisor
+from graphs.supervisor import SupervisorAgent
 from graphs.tickets import RedisTickets
+from worker.call.agents import open_agent, settings_of
 from worker.call.knowledge import open_search
 from worker.call.settings import OPENAI_URL
 from worker.chat.settings import ChatSettings
@@ -55,8 +54,6 @@ class ChatService:
             max_retries=0,
             timeout=settings.provider_timeout,
         )
-        self._llm = OpenAILLM(self._openai, model=settings.llm_model, timeout=settings.provider_timeout)
-        self._catalogue = load_catalogue(settings.knowledge) if settings.knowledge else None
         self._search = open_search(settings, settings.knowledge_index) if settings.knowledge_index else None
 
     async def answer(self, session_id: str, turn_id: str, *, owner: str) -> Outcome:
@@ -126,15 +123,13 @@ class ChatService:
                 await writing
 
     def _build_agent(self, session: Session, begun: entities.Session, transcript: Transcript) -> SupervisorAgent:
-        retrieval = Retrieval(self._search, budget=self._settings.retrieval_budget) if self._search else None
-        return build_supervisor(
-            llm=self._llm,
+        return open_agent(
+            session,
+            begun,
+            settings_of(session, self._settings),
+            client=self._openai,
             open_ticket=RedisTickets(self._client, tenant=session.tenant),
-            slots=begun.slots,
-            history=begun.messages,
-            active=begun.active or None,
-            catalogue=self._catalogue,
-            retrieval=retrieval,
+            retrieval=Retrieval(self._search, budget=self._settings.retrieval_budget) if self._search else None,
             on_exchange=lambda exchange: transcript.add(exchange_turn(exchange)),
         )
 

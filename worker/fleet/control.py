@@ -72,6 +72,7 @@ class SessionControl:
         user_id: str,
         metadata: Mapping[str, Any],
         continue_session: str | None = None,
+        configuration: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Joined:
         """Admit a session for the room, or answer with the one that is there.
@@ -83,7 +84,13 @@ class SessionControl:
         session in any case.
         """
         join = Join(
-            self._new_session(room=room, user_id=user_id, metadata=metadata, continues=continue_session or ""),
+            self._new_session(
+                room=room,
+                user_id=user_id,
+                metadata=metadata,
+                configuration=configuration or {},
+                continues=continue_session or "",
+            ),
             idempotency_key=idempotency_key,
             check=self._check_server,
             run=self._run,
@@ -144,7 +151,15 @@ class SessionControl:
             raise SessionNotFound()
         return session
 
-    def _new_session(self, *, room: str, user_id: str, metadata: Mapping[str, Any], continues: str) -> Session:
+    def _new_session(
+        self,
+        *,
+        room: str,
+        user_id: str,
+        metadata: Mapping[str, Any],
+        configuration: Mapping[str, Any],
+        continues: str,
+    ) -> Session:
         now = time.time()
         return Session(
             session_id=uuid.uuid4().hex,
@@ -152,6 +167,7 @@ class SessionControl:
             room=room,
             user_id=user_id,
             metadata=metadata,
+            configuration=configuration,
             state=State.QUEUED,
             epoch=1,
             continues=continues,

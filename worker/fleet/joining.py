@@ -116,13 +116,17 @@ class Join:
             return self._made
 
     def _continuing(self, session: Session) -> Session:
-        """The session with what is known about the caller of the one that it goes on with."""
+        """The session with what the one that it goes on with knows about its caller, and its agent's configuration."""
         old = self._run(records.read(session.continues))
         if old is None or old.tenant != session.tenant:
             raise SessionNotFound()
         if not old.is_over and old.state is not State.CHAT:
             raise SessionNotOver()
-        return replace(session, metadata={**old.metadata, **session.metadata})
+        return replace(
+            session,
+            metadata={**old.metadata, **session.metadata},
+            configuration=session.configuration or old.configuration,
+        )
 
     def _admit(self) -> admission.Admission:
         try:

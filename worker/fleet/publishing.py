@@ -10,6 +10,8 @@ TASK_NAME = "run_session"
 SESSIONS_QUEUE = "sessions"
 CHAT_TASK_NAME = "run_chat"
 CHAT_QUEUE = "chat"
+#: Consumed before all others: a caller waits there who was talking already.
+RECOVERY_QUEUE = "recovery"
 
 
 def publisher(app: Celery, *, join_ttl: float) -> Callable[[Session], None]:
@@ -20,7 +22,7 @@ def publisher(app: Celery, *, join_ttl: float) -> Callable[[Session], None]:
             TASK_NAME,
             args=(session.session_id, session.epoch),
             task_id=_task_id(session),
-            queue=SESSIONS_QUEUE,
+            queue=SESSIONS_QUEUE if session.epoch == 1 else RECOVERY_QUEUE,
             expires=join_ttl,
         )
 
