@@ -1,5 +1,6 @@
 """Text turns through a real agent service, a real chat worker and a real Redis; the model is the stand-in's."""
 
+import io
 import threading
 import uuid
 from collections.abc import Iterator
@@ -8,7 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
+from rich.console import Console
 
+from muster.chatting import run_chat
 from muster.client import ChatEvent
 from muster.errors import ChatTurnNotFound, IdempotencyKeyReused, SessionBusy, SessionNotFound
 from tests.chat_fleet import ChatFleet, ChatWorker, kinds, open_chat_fleet, text_of
@@ -286,6 +289,34 @@ def test_no_log_and_no_message_has_a_word_of_it(fleet: ChatFleet, worker: ChatWo
     logged = "".join(worker.lines) + fleet.service.log.read_text()
     assert "xylophone" not in logged.lower()
     assert f"run_chat[{turn_id}]" in logged
+
+
+def test_a_chat_in_the_terminal_shows_answers_and_goes_on_with_a_call(fleet: ChatFleet) -> None:
+    call = fleet.ended_call()
+    console = Console(record=True, file=io.StringIO(), width=200)
+
+    code = run_chat(
+        agent_service=fleet.service.url, session_id=call.session_id, texts=[PRICE, "Thank you."], console=console
+    )
+
+    shown = console.export_text()
+    assert code == 0
+    assert "forty nine dollars" in shown
+    assert "front_desk → sales" in shown
+    assert f"muster chat {call.session_id}" in shown
+    assert run_chat(agent_service=fleet.service.url, session_id="unknown", texts=[PRICE], console=console) == 1
+    assert "no such session" in console.export_text()
+
+
+def test_a_conversation_that_grows_is_condensed_and_goes_on(fleet: ChatFleet) -> None:
+    session_id = session_of(fleet.say(PRICE))
+    for _ in range(17):
+        fleet.say("Thank you.", session_id)
+
+    assert fleet.redis.exists(f"muster:{{s:{session_id}}}:checkpoints")
+    assert fleet.say("And the family plan?", session_id)[1].specialist == "sales"
+    said = [message["content"] for message in fleet.model.requests[-1] if message["role"] == "user"]
+    assert said == [PRICE, *["Thank you."] * 17, "And the family plan?"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The Celery application of text turns: `celery -A worker.chat.app worker`."""
 
-import gc
 import os
 import signal
 from typing import Any
@@ -12,7 +11,7 @@ from worker.chat.tasks import RunChat
 from worker.fleet.child import DRAIN
 from worker.fleet.drain import Drain
 from worker.fleet.health import HealthFile
-from worker.fleet.processes import QUIET_LIBRARIES
+from worker.fleet.processes import QUIET_LIBRARIES, share_memory
 from worker.fleet.publishing import CHAT_TASK_NAME
 from worker.fleet.table import Table
 
@@ -37,7 +36,7 @@ class Preload(bootsteps.StartStopStep):
         task: RunChat = worker.app.tasks[CHAT_TASK_NAME]
         task.preload()
         self._health = HealthFile(ChatSettings.from_env().health_file)
-        signals.worker_before_create_process.connect(_share_memory, weak=False)
+        signals.worker_before_create_process.connect(share_memory, weak=False)
         signals.worker_process_init.connect(_finish_turns, weak=False)
         signals.worker_shutdown.connect(self._say_goodbye, weak=False)
 
@@ -49,11 +48,6 @@ class Preload(bootsteps.StartStopStep):
 
     def _say_goodbye(self, **_: Any) -> None:
         self._health.remove()
-
-
-def _share_memory(**_: Any) -> None:
-    gc.collect()
-    gc.freeze()
 
 
 def _finish_turns(**_: Any) -> None:

@@ -99,6 +99,8 @@ class ChatService:
         async with opened as conversation:
             begun = await conversation.load()
             async with self._writing(session, on_lost=lose) as transcript:
+                # An answer that was stored before is told with this.
+                transcript.cursor = begun.cursor
                 agent = self._build_agent(session, begun, transcript)
                 turn = TextTurn(
                     turn_id,
