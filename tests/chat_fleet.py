@@ -1,10 +1,6 @@
 """A real chat worker, a real agent service and a stand-in model: what tests of text turns talk to."""
 
-import os
 import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -14,50 +10,30 @@ from typing import Any
 import psutil
 import redis
 
-from local.paths import ROOT
 from muster.client import ChatEvent, MusterClient
 from tests.fleet_sessions import new_session
+from tests.fleet_workers import Worker
 from tests.http_server import HttpServer
 from tests.model_server import ModelServer
 from worker.fleet import records
 from worker.fleet.redis_operations import connect, run
 from worker.fleet.session import Reason, Session, State
 
-#: Seconds within which a worker has loaded the conversation and waits for texts.
-_READY_WITHIN = 40.0
 
-
-class ChatWorker:
-    """`celery -A worker.chat.app worker` in processes of its own; use it as a context manager."""
+class ChatWorker(Worker):
+    """A real worker for text turns; use it as a context manager."""
 
     def __init__(self, environ: Mapping[str, str], *, processes: int = 2) -> None:
-        self.lines: list[str] = []
-        self._ready = threading.Event()
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "celery", "-A", "worker.chat.app", "worker"),
-                *("--without-mingle", "--without-gossip", "-n", "chat@test", "-l", "INFO"),
-            ],
-            cwd=ROOT,
-            env={**os.environ, **environ, "MUSTER_CHAT_PROCESSES": str(processes)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
+        settings = {**environ, "MUSTER_CHAT_PROCESSES": str(processes)}
+        super().__init__("chat", settings.pop("REDIS_URL"), slots=1, app="worker.chat.app", **settings)
 
     def __enter__(self) -> "ChatWorker":
-        assert self._ready.wait(_READY_WITHIN) and self.process.poll() is None, "".join(self.lines)
+        self.wait_until_ready()
+        assert self.process.poll() is None, "".join(self.lines)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self.process.poll() is None:
-            self.die()
-        self._reader.join()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        self.close()
 
     @property
     def children(self) -> list[psutil.Process]:
@@ -73,23 +49,10 @@ class ChatWorker:
         for process in self.children:
             process.kill()
 
-    def die(self) -> None:
-        """All of its processes, at once."""
-        self.send(signal.SIGKILL)
-        self.process.wait()
-
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
-        self.process.terminate()
-        return self.process.wait(20)
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if line.rstrip().endswith(" ready."):
-                self._ready.set()
-        self._ready.set()
+        self.terminate()
+        return self.wait(20)
 
 
 @dataclass
@@ -120,14 +83,14 @@ class ChatFleet:
         turns = self.client.turns(session_id).turns
         return [(turn.role, turn.text or "") for turn in turns if turn.role != "event"]
 
-    def ended_call(self, *turns: Mapping[str, Any]) -> Session:
+    def ended_call(self, *turns: Mapping[str, Any], **fields: Any) -> Session:
         """A session that was on the phone, by the operations that calls use."""
-        session = self.call(*turns)
+        session = self.call(*turns, **fields)
         return run(self.redis, records.end(session, Reason.CALLER_LEFT))
 
-    def call(self, *turns: Mapping[str, Any], state: State = State.LIVE) -> Session:
+    def call(self, *turns: Mapping[str, Any], state: State = State.LIVE, **fields: Any) -> Session:
         """A session that is on the phone with nobody at its other end."""
-        queued = replace(new_session(), metadata={"name": "Sam"})
+        queued = replace(new_session(), metadata={"name": "Sam"}, **fields)
         run(self.redis, records.create(queued, lifetime=600))
         session = run(self.redis, records.claim(queued.session_id, epoch=1, owner="voice@test#1", lifetime=600))
         for turn in turns:

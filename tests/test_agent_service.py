@@ -119,7 +119,7 @@ def test_a_repeated_idempotency_key_makes_no_second_session(service: FlaskClient
 
 
 def test_a_join_goes_on_with_a_session_that_is_over_and_what_it_knew(service: FlaskClient, redis_url: str) -> None:
-    old = joined(service)
+    old = joined(service, configuration={"greeting": "Good morning."})
     service.post("/leave", json={"session_id": old})
 
     session_id = joined(service, room="hall", metadata={"name": "Ada Lovelace"}, continue_session=old)
@@ -129,7 +129,7 @@ def test_a_join_goes_on_with_a_session_that_is_over_and_what_it_knew(service: Fl
         record = run(client, records.read(session_id))
     assert record is not None
     assert record.metadata == {**JOIN["metadata"], "name": "Ada Lovelace"}
-    assert record.continues == old
+    assert (record.continues, record.configuration) == (old, {"greeting": "Good morning."})
 
 
 def test_a_join_does_not_go_on_with_a_session_that_is_not_over_or_not_there(service: FlaskClient) -> None:

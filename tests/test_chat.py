@@ -127,6 +127,14 @@ def test_an_ended_call_is_continued_and_its_end_left_alone(fleet: ChatFleet) -> 
     ]
 
 
+def test_a_text_to_a_call_is_answered_by_the_agent_that_was_configured_for_it(fleet: ChatFleet) -> None:
+    call = fleet.ended_call(configuration={"specialists": ["tech_support"], "model": "another-model"})
+
+    events = fleet.say("My router is broken.", call.session_id)
+
+    assert (events[1].specialist, events[-1].kind, events[-1].specialist) == ("tech_support", "done", "tech_support")
+
+
 def test_a_second_text_is_refused_while_one_is_answered(fleet: ChatFleet) -> None:
     session_id = session_of(fleet.say(HOURS))
     fleet.model.gate.clear()

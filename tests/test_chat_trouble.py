@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,15 +17,6 @@ from worker.fleet.session import State
 from worker.fleet.settings import FleetSettings
 
 REFUSED_WITHIN = 2.5
-
-
-@pytest.fixture
-def own_redis(redis_server: RedisServer, tmp_path: Path) -> Iterator[RedisServer]:
-    """A running server that belongs to one test."""
-    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture
