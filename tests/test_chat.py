@@ -313,7 +313,7 @@ def test_a_chat_in_the_terminal_shows_answers_and_goes_on_with_a_call(fleet: Cha
     assert "front_desk → sales" in shown
     assert f"muster chat {call.session_id}" in shown
     assert run_chat(agent_service=fleet.service.url, session_id="unknown", texts=[PRICE], console=console) == 1
-    assert "no such session" in console.export_text()
+    assert "There is no session with this id" in console.export_text()
 
 
 def test_a_conversation_that_grows_is_condensed_and_goes_on(fleet: ChatFleet) -> None:
