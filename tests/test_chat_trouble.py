@@ -94,6 +94,17 @@ def test_an_answer_survives_a_redis_that_hangs_up(control: ChatControl, own_redi
     assert [reply.kind for reply in told if reply is not None] == [ReplyKind.DONE]
 
 
+def test_an_event_that_only_a_newer_worker_knows_is_passed_over(control: ChatControl, own_redis: RedisServer) -> None:
+    turn = control.write(user_id="ada", text="Hello")
+    with client_of(own_redis.url) as client:
+        taken = run(client, chats.claim(turn.session_id, turn.turn_id, owner="chat@test#1"))
+        assert taken is not None
+        client.xadd(chats.replies_key(turn.session_id, turn.turn_id), {"kind": "picture", "data": "{}"})
+        done = Reply(ReplyKind.DONE, {"text": "Hi"})
+        run(client, chats.reply(taken.session, turn.turn_id, done, after=TurnState.DONE))
+    assert [reply.kind for reply in events(control, turn)] == [ReplyKind.DONE]
+
+
 def test_who_has_lost_a_session_writes_nothing_into_its_answers(control: ChatControl, own_redis: RedisServer) -> None:
     turn = control.write(user_id="ada", text="Hello")
     with client_of(own_redis.url) as client:

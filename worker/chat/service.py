@@ -55,9 +55,12 @@ class ChatService:
             timeout=settings.provider_timeout,
         )
         self._search = open_search(settings, settings.knowledge_index) if settings.knowledge_index else None
+        self._warming: asyncio.Task[None] | None = None
 
     async def answer(self, session_id: str, turn_id: str, *, owner: str) -> Outcome:
         """Answer the text, if this is who takes it; raises `StateUnavailable` when that cannot be known."""
+        if self._search is not None and self._warming is None:
+            self._warming = asyncio.create_task(self._search.warm())
         taken = await run_async(self._client, chats.claim(session_id, turn_id, owner=owner))
         if taken is None:
             logger.info("nothing to answer", extra={"session": session_id})

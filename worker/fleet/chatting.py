@@ -136,10 +136,10 @@ class ChatControl:
                 time.sleep(_RETRY)
                 yield None
                 continue
-            for reply in replies:
-                cursor = reply.cursor
+            for entry, reply in replies:
+                cursor = entry
                 yield reply
-                if reply.kind.is_last:
+                if reply is not None and reply.kind.is_last:
                     return
             if progress is not None:
                 # What was written between the two looks comes with the next one.
@@ -160,18 +160,15 @@ class ChatControl:
             return _broken("nobody_answers", "Nobody has taken the text in time, and nobody will. Send it again.")
         return None
 
-    def _read(self, turn: ChatTurn, cursor: str, *, block: float | None = None) -> list[Reply]:
+    def _read(self, turn: ChatTurn, cursor: str, *, block: float | None = None) -> list[tuple[str, Reply | None]]:
+        """The events behind the cursor, each with its own; None for one of a kind that only a newer worker knows."""
         key = chats.replies_key(turn.session_id, turn.turn_id)
         try:
             # The library's type does not say which of its shapes this protocol version answers with.
             answer: Any = self._replies.xread({key: cursor}, block=round(block * 1000) if block else None)
         except RedisError as error:
             raise unavailable(error) from error
-        return [
-            Reply(ReplyKind(fields["kind"]), json.loads(fields["data"]), entry)
-            for _, entries in answer
-            for entry, fields in entries
-        ]
+        return [(entry, _reply(entry, fields)) for _, entries in answer for entry, fields in entries]
 
     def _create(self, session_id: str, *, user_id: str, metadata: Mapping[str, Any]) -> None:
         session = Session(
@@ -216,6 +213,11 @@ class ChatControl:
     def _run(self, operation: Operation[Answer], /) -> Answer:
         with self._state_breaker.attempt():
             return run(self._client, operation)
+
+
+def _reply(cursor: str, fields: Mapping[str, str]) -> Reply | None:
+    known = fields["kind"] in tuple(ReplyKind)
+    return Reply(ReplyKind(fields["kind"]), json.loads(fields["data"]), cursor) if known else None
 
 
 def _broken(code: str, detail: str) -> Reply:
