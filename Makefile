@@ -21,7 +21,9 @@ test: setup  ## the test suite, on real parts
 e2e: setup  ## the slow tests
 	@.venv/bin/python -m pytest -m slow
 
-bench: setup  ## requests, joins and turns, measured on this machine
+bench: setup  ## graph, requests, joins and turns, measured on this machine
+	@.venv/bin/python -m bench graph
+	@.venv/bin/python -m bench memory
 	@.venv/bin/python -m bench requests
 	@.venv/bin/python -m bench joins
 	@.venv/bin/python -m bench turns

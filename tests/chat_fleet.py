@@ -14,7 +14,7 @@ from muster.client import ChatEvent, MusterClient
 from tests.fleet_sessions import new_session
 from tests.fleet_workers import Worker
 from tests.http_server import HttpServer
-from tests.model_server import ModelServer
+from tests.responder_server import ResponderServer
 from worker.fleet import records
 from worker.fleet.redis_operations import connect, run
 from worker.fleet.session import Reason, Session, State
@@ -63,7 +63,7 @@ class ChatFleet:
     environ: dict[str, str]
     client: MusterClient
     service: HttpServer
-    model: ModelServer
+    model: ResponderServer
     redis: "redis.Redis"
 
     def worker(self, **options: Any) -> ChatWorker:
@@ -111,7 +111,7 @@ def open_chat_fleet(redis_database: str, *, number: int, directory: Path, **envi
         client = connect(redis_url)
         stack.callback(client.close)
         client.flushdb()
-        model = stack.enter_context(ModelServer().running())
+        model = stack.enter_context(ResponderServer().running())
         settings = {"REDIS_URL": redis_url, "OPENAI_API_KEY": "key", "OPENAI_BASE_URL": model.url, **environ}
         service = stack.enter_context(
             HttpServer(log=directory / "service.log", environ=settings, application="api.agent_service:create_app()")

@@ -1,65 +1,54 @@
-"""The stand-in responder behind OpenAI's interface, without ears and voice, in a thread of the tests' own process."""
+"""A real HTTP server in the place of a chat model's, and the pieces of what it streams."""
 
-import asyncio
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from graphs.knowledge.catalogue import DEMO
-from local.providers.embeddings import SentenceEmbedder
-from local.providers.responder import Answer, Responder
-from local.providers.server import create_app
-from tests.test_responder import bag_of_words
-
-#: Seconds between two words: time enough to do something in the middle of an answer.
-TOKEN_INTERVAL = 0.03
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class ModelServer:
-    """Keeps the messages of every request; while `gate` is closed no answer begins."""
+@asynccontextmanager
+async def serving(handler: Handler) -> AsyncGenerator[str, None]:
+    """The base URL of a server that answers chat completions."""
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", handler)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    finally:
+        await runner.cleanup()
 
-    def __init__(self) -> None:
-        self.requests: list[list[dict[str, Any]]] = []
-        self.gate = threading.Event()
-        self.gate.set()
-        self._responder = Responder(knowledge=DEMO, embed=bag_of_words)
-        self.url = ""
 
-    def answer(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> Answer:
-        self.requests.append(messages)
-        assert self.gate.wait(30)
-        return self._responder.answer(messages, tools)
+async def stream(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    return response
 
-    @contextmanager
-    def running(self) -> Iterator["ModelServer"]:
-        """Serve until the block ends."""
-        ready, loop = threading.Event(), asyncio.new_event_loop()
-        stop = asyncio.Event()
 
-        async def serve() -> None:
-            # Nobody asks for speech or embeddings.
-            nothing = cast(SentenceEmbedder, None)
-            app = create_app(
-                recogniser=None, voice=None, embedder=nothing, responder=self, token_interval=TOKEN_INTERVAL
-            )
-            runner = web.AppRunner(app, shutdown_timeout=0.1)
-            await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-            ready.set()
-            await stop.wait()
-            await runner.cleanup()
+async def send(response: web.StreamResponse, chunk: object) -> None:
+    data = chunk if isinstance(chunk, str) else json.dumps(chunk)
+    await response.write(f"data: {data}\n\n".encode())
 
-        thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-        thread.start()
-        try:
-            assert ready.wait(20)
-            yield self
-        finally:
-            self.gate.set()
-            loop.call_soon_threadsafe(stop.set)
-            thread.join()
-            loop.close()
+
+def chunk(**delta: object) -> dict[str, object]:
+    return {"id": "x", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta}]}
+
+
+def tool_piece(index: int, *, arguments: str, **start: object) -> dict[str, object]:
+    function = {"arguments": arguments} | ({"name": start.pop("name")} if "name" in start else {})
+    return chunk(tool_calls=[{"index": index, "function": function, **start}])
+
+
+def replies(*chunks: object) -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = await stream(request)
+        for piece in chunks:
+            await send(response, piece)
+        await send(response, "[DONE]")
+        return response
+
+    return handler

@@ -8,10 +8,10 @@ from graphs import entities
 from graphs.configuration import AgentConfiguration
 from graphs.http_tools import HTTPAccess
 from graphs.knowledge.catalogue import load_catalogue
-from graphs.llm.openai import OpenAILLM
 from graphs.ports import OpenTicketPort
 from graphs.retrieval import Retrieval
 from graphs.supervisor import OnExchange, SupervisorAgent, build_supervisor
+from worker.call.models import open_model, open_router
 from worker.call.settings import AgentSettings, tool_secrets
 from worker.fleet.session import Session
 from worker.fleet.tool_hosts import may_call
@@ -40,12 +40,8 @@ def open_agent(
     """
     configuration = AgentConfiguration.of(session.configuration)
     return build_supervisor(
-        llm=OpenAILLM(
-            client,
-            model=settings.llm_model,
-            timeout=settings.provider_timeout,
-            temperature=configuration.temperature,
-        ),
+        llm=open_model(client, settings, temperature=configuration.temperature),
+        router=open_router(client, settings),
         open_ticket=open_ticket,
         slots=begun.slots,
         history=begun.messages,

@@ -190,15 +190,15 @@ class _Service:
         fences, dead_man = self._raise_fences(room, session, stack)
         connecting = asyncio.create_task(rooms.connect(room, session, self._settings))
         stack.push_async_callback(self._disconnect, room, connecting)
+        providers = open_providers(self._settings)
+        stack.push_async_callback(providers.aclose)
         spoken: dict[str, bytes] = {}
-        greeting = self._render(spoken, stack)
+        greeting = self._render(providers, spoken, stack)
         conversation = await self._open_conversation(session, stack)
         begun = await self._load(session, conversation)
         if begun is None:
             return
         transcript = self._open_transcript(session)
-        providers = open_providers(self._settings)
-        stack.push_async_callback(providers.aclose)
         agent = self._build_agent(session, providers, transcript, begun, stack)
         self._keep(stack, transcript.write(then=partial(conversation.compact, agent, transcript)))
         clock = TurnClock()
@@ -239,12 +239,12 @@ class _Service:
         self._keep(stack, dead_man.keep())
         return fences, dead_man
 
-    def _render(self, spoken: dict[str, bytes], stack: AsyncExitStack) -> asyncio.Task[None]:
+    def _render(self, providers: Providers, spoken: dict[str, bytes], stack: AsyncExitStack) -> asyncio.Task[None]:
         """Fetch the fixed phrases' audio into `spoken`; the greeting's task, which the call cannot do without."""
         settings = self._settings
         cache = open_cache(settings)
         stack.push_async_callback(cache.aclose)
-        phrases = Phrases(settings, cache=cache)
+        phrases = Phrases(providers.voices, cache=cache, timeout=settings.provider_timeout)
 
         async def load_greeting() -> None:
             spoken[settings.greeting] = await phrases.load(settings.greeting)

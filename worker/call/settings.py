@@ -1,11 +1,11 @@
 """Settings of a call: LiveKit, the providers, the knowledge, the timers and the turn handling."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from graphs.configuration import AgentConfiguration
 from worker.fleet.settings import EnvironmentSettings, FleetSettings, Seconds
@@ -24,6 +24,28 @@ def tool_secrets(environ: Mapping[str, str] | None = None) -> Mapping[str, str]:
         for variable, value in environ.items()
         if variable.startswith(SECRET_PREFIX) and value
     }
+
+
+OPENAI: Literal["openai"] = "openai"
+ELEVENLABS: Literal["elevenlabs"] = "elevenlabs"
+
+
+def _names(value: object) -> object:
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
+def _each_once(value: Sequence[str]) -> Sequence[str]:
+    if len(set(value)) < len(value):
+        raise ValueError("each provider is named once")
+    return value
+
+
+#: Providers, the preferred one first; in the environment with commas between them.
+Order = Annotated[
+    tuple[Literal["openai", "elevenlabs"], ...],
+    BeforeValidator(_names),
+    AfterValidator(_each_once),
+]
 
 
 class KnowledgeSettings(EnvironmentSettings):
@@ -72,9 +94,27 @@ class AgentSettings(KnowledgeSettings, FleetSettings):
     """What the conversation needs, spoken or written."""
 
     openai_api_key: str = Field(
-        alias="OPENAI_API_KEY", repr=False, description="recognition and model; any text for a server that wants none"
+        alias="OPENAI_API_KEY",
+        repr=False,
+        description="model, recognition and voice; any text for a server that wants none",
     )
     llm_model: str = Field(default="gpt-4.1-mini", alias="MUSTER_LLM_MODEL", description="OpenAI's chat model")
+    llm_fallback_model: str | None = Field(
+        default=None,
+        alias="MUSTER_LLM_FALLBACK_MODEL",
+        description="chat model of the same server that answers when the first one fails; without it nobody does",
+    )
+    router: Literal["sticky", "speculative"] = Field(
+        default="sticky",
+        alias="MUSTER_ROUTER",
+        description="who answers a turn: whoever answered last (`sticky`), or whom a small model names while they "
+        "begin to (`speculative`)",
+    )
+    router_model: str | None = Field(
+        default=None,
+        alias="MUSTER_ROUTER_MODEL",
+        description="the small model of a `speculative` router; without it the chat model",
+    )
     knowledge: Path | None = Field(
         default=None,
         alias="MUSTER_KNOWLEDGE",
@@ -83,21 +123,16 @@ class AgentSettings(KnowledgeSettings, FleetSettings):
     provider_timeout: Seconds = Field(
         default=5,
         alias="MUSTER_PROVIDER_TIMEOUT",
-        description="longest wait for one provider request; it is tried twice",
+        description="longest wait for one provider request; then the next provider is asked, or the only one once more",
     )
 
     def with_configuration(self, configuration: AgentConfiguration) -> Self:
         """The same with what one session's configuration sets of it."""
-        asked = {
-            "greeting": configuration.greeting,
-            "voice_id": configuration.voice,
-            "language": configuration.language,
-            "llm_model": configuration.model,
-        }
-        fields = type(self).model_fields
-        return self.model_copy(
-            update={name: value for name, value in asked.items() if value is not None and name in fields}
-        )
+        asked = self._configured(configuration)
+        return self.model_copy(update={name: value for name, value in asked.items() if value is not None})
+
+    def _configured(self, configuration: AgentConfiguration) -> Mapping[str, str | None]:
+        return {"llm_model": configuration.model}
 
 
 class CallSettings(AgentSettings):
@@ -111,8 +146,23 @@ class CallSettings(AgentSettings):
     livekit_api_key: str = Field(alias="LIVEKIT_API_KEY", repr=False, description="LiveKit's key, which signs tokens")
     livekit_api_secret: str = Field(alias="LIVEKIT_API_SECRET", repr=False, description="the secret of that key")
 
+    stt: Order | None = Field(
+        default=None,
+        alias="MUSTER_STT",
+        description="who hears the caller, the preferred one first: `openai`, `elevenlabs` or both with a comma; "
+        "without it both, OpenAI first, ElevenLabs if its key is set",
+    )
+    tts: Order | None = Field(
+        default=None,
+        alias="MUSTER_TTS",
+        description="who speaks, as `MUSTER_STT`; without it both, ElevenLabs first",
+    )
     eleven_api_key: str = Field(
-        alias="ELEVEN_API_KEY", repr=False, description="voice; any text for a server that wants none"
+        default="",
+        alias="ELEVEN_API_KEY",
+        repr=False,
+        description="voice and recognition; **required** unless `MUSTER_TTS` and `MUSTER_STT` leave ElevenLabs out; "
+        "any text for a server that wants none",
     )
     eleven_base_url: str | None = Field(
         default=None,
@@ -123,8 +173,15 @@ class CallSettings(AgentSettings):
     stt_model: str = Field(
         default="gpt-4o-mini-transcribe", alias="MUSTER_STT_MODEL", description="OpenAI's recognition model"
     )
-    tts_model: str = Field(default="eleven_turbo_v2_5", alias="MUSTER_TTS_MODEL", description="ElevenLabs' model")
+    eleven_stt_model: str = Field(
+        default="scribe_v2", alias="MUSTER_ELEVEN_STT_MODEL", description="ElevenLabs' recognition model"
+    )
+    tts_model: str = Field(default="eleven_turbo_v2_5", alias="MUSTER_TTS_MODEL", description="ElevenLabs' voice model")
     voice_id: str = Field(default="hpp4J3VqNfWAUOO0d1Us", alias="MUSTER_VOICE_ID", description="ElevenLabs' voice")
+    openai_tts_model: str = Field(
+        default="gpt-4o-mini-tts", alias="MUSTER_OPENAI_TTS_MODEL", description="OpenAI's voice model"
+    )
+    openai_voice: str = Field(default="ash", alias="MUSTER_OPENAI_VOICE", description="OpenAI's voice")
     language: str | None = Field(
         default=None,
         alias="MUSTER_LANGUAGE",
@@ -176,7 +233,42 @@ class CallSettings(AgentSettings):
         default=0.4, alias="MUSTER_INTERRUPTION_MIN_DURATION", description="speech that interrupts the agent"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def a_missing_key_is_judged_too(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A default is not validated, or its error would not name the variable."""
+        return {"ELEVEN_API_KEY": ""} | values
+
+    @field_validator("eleven_api_key")
+    @classmethod
+    def who_is_named_has_a_key(cls, key: str, info: ValidationInfo) -> str:
+        """ElevenLabs speaks unless the order of voices leaves it out, and hears only when it is named."""
+        # An order that was refused is not there; its own error is told.
+        speaks = ELEVENLABS in (info.data["tts"] or (ELEVENLABS,)) if "tts" in info.data else False
+        hears = ELEVENLABS in (info.data.get("stt") or ())
+        if not key and (speaks or hears):
+            raise ValueError("required, because MUSTER_TTS and MUSTER_STT do not leave ElevenLabs out")
+        return key
+
+    @property
+    def stt_order(self) -> Order:
+        """Who hears the caller, the preferred one first."""
+        return self.stt or ((OPENAI, ELEVENLABS) if self.eleven_api_key else (OPENAI,))
+
+    @property
+    def tts_order(self) -> Order:
+        """Who speaks, the preferred one first."""
+        return self.tts or (ELEVENLABS, OPENAI)
+
     @property
     def phrases(self) -> tuple[str, ...]:
         """Every phrase that is rendered ahead of a call."""
         return (self.greeting, self.apology, self.farewell, self.resumption)
+
+    def _configured(self, configuration: AgentConfiguration) -> Mapping[str, str | None]:
+        return {
+            **super()._configured(configuration),
+            "greeting": configuration.greeting,
+            "openai_voice" if self.tts_order[0] == OPENAI else "voice_id": configuration.voice,
+            "language": configuration.language,
+        }
