@@ -22,9 +22,10 @@ PROVIDERS = "providers"
 AGENT_SERVICE = "agent_service"
 CONTROL_PLANE = "control_plane"
 WORKER = "worker"
+CHAT_WORKER = "chat_worker"
 FLOWER = "flower"
 
-ALL_PARTS = frozenset({REDIS, LIVEKIT, PROVIDERS, AGENT_SERVICE, CONTROL_PLANE, WORKER, FLOWER})
+ALL_PARTS = frozenset({REDIS, LIVEKIT, PROVIDERS, AGENT_SERVICE, CONTROL_PLANE, WORKER, CHAT_WORKER, FLOWER})
 
 FLOWER_USER = "muster"
 
@@ -96,6 +97,7 @@ class StackPlan:
             AGENT_SERVICE: self._add_agent_service,
             CONTROL_PLANE: self._add_control_plane,
             WORKER: self._add_workers,
+            CHAT_WORKER: self._add_chat_worker,
             FLOWER: self._add_flower,
         }.items():
             if kind in options.parts:
@@ -228,6 +230,16 @@ class StackPlan:
                 is_ready=partial(self._worker_is_ready, log),
                 after=(REDIS,),
             )
+
+    def _add_chat_worker(self) -> None:
+        log = self._directory / f"{CHAT_WORKER}.log"
+        options = ["--without-mingle", "--without-gossip", "-n", "chat-1@%h", "--loglevel", "INFO"]
+        self._add(
+            CHAT_WORKER,
+            [sys.executable, "-m", "celery", "-A", "worker.chat.app", "worker", *options],
+            is_ready=partial(has_logged, log, b" ready."),
+            after=(REDIS,),
+        )
 
     def _worker_is_ready(self, log: Path) -> bool:
         if not has_logged(log, b" ready."):

@@ -77,7 +77,15 @@ class SessionNotFound(RequestRefused):
 
 
 class IdempotencyKeyReused(RequestRefused):
-    """The idempotency key belongs to a join for another room or user."""
+    """The idempotency key belongs to another request."""
+
+
+class SessionBusy(RequestRefused):
+    """The session is being spoken or written to, or is just starting or ending."""
+
+
+class ChatTurnNotFound(RequestRefused):
+    """There is no such text, or it was answered long ago."""
 
 
 class ServiceBroken(RequestRefused):

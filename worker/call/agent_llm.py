@@ -35,6 +35,8 @@ class AgentLLM(llm.LLM[Any]):
         self._warm = warm
         #: One turn at a time: an interrupted turn is closed before the next one starts.
         self.turn_lock = asyncio.Lock()
+        #: Called when a caller's words want to be answered: a text that is being answered stops (see `thinking.py`).
+        self.give_way: Callable[[], None] = _nothing
 
     @property
     def model(self) -> str:
@@ -70,6 +72,7 @@ class _TurnStream(llm.LLMStream):
 
     async def _run(self) -> None:
         turn = _newest_turn(self._chat_ctx)
+        self._agent_llm.give_way()
         async with self._agent_llm.turn_lock:
             try:
                 async with aclosing(self._agent_llm.agent.respond(turn, draft=True)) as events:
@@ -98,6 +101,10 @@ def _newest_turn(chat_ctx: llm.ChatContext) -> UserTurn:
         item for item in reversed(chat_ctx.items) if isinstance(item, llm.ChatMessage) and item.role == "user"
     )
     return UserTurn(turn_id=newest.id, text=newest.text_content or "")
+
+
+def _nothing() -> None:
+    pass
 
 
 def _livekit_error(error: LLMUnavailable) -> APIError:

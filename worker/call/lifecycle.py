@@ -76,6 +76,11 @@ class Call:
         self._user_state, self._agent_state = "listening", "initializing"
         self._listen_to_voice(providers)
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether neither side is speaking or about to."""
+        return self._user_state != "speaking" and self._agent_state == "listening"
+
     async def start(self) -> None:
         """Start the pipeline on the joined room."""
         self._duration.start()

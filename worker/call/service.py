@@ -33,11 +33,13 @@ from worker.call.phrases import Phrases, open_cache
 from worker.call.presence import Presence
 from worker.call.providers import Providers, open_providers
 from worker.call.settings import CallSettings
+from worker.call.thinking import Thinking
 from worker.call.timings import TurnClock
 from worker.call.voice_agent import VoiceAgent
-from worker.conversation.continuing import Conversation, open_conversation
+from worker.conversation.continuing import BEGINNING, Conversation, open_conversation
 from worker.conversation.transcript import Transcript, exchange_turn
 from worker.fleet import admission, records, workers
+from worker.fleet.chats import THINK
 from worker.fleet.child import Child
 from worker.fleet.errors import MoveRefused, RecordUnreadable, SessionNotFound, StateUnavailable
 from worker.fleet.ghosts import Ghosts, RoomServerSettings
@@ -90,6 +92,8 @@ class _Service:
         self._announce = announce
         self._ending = Ending(session_id)
         self._emptied = child.emptied
+        #: The turns of what is written to the session while it is on the phone.
+        self._written: asyncio.Queue[str] = asyncio.Queue()
         self._is_live = False
         self._ghosts = Ghosts(
             RoomServerSettings(
@@ -197,13 +201,18 @@ class _Service:
         transcript = self._open_transcript(session)
         agent = self._build_agent(session, providers, transcript, begun, stack)
         self._keep(stack, transcript.write(then=partial(conversation.compact, agent, transcript)))
-        call = self._build_call(session, room, providers, agent, transcript, spoken, stack)
+        clock = TurnClock()
+        voice_agent = VoiceAgent(agent, transcript=transcript, clock=clock)
+        agent_llm = AgentLLM(agent, observe=voice_agent.observe, warm=providers.openai.models.list)
+        call = self._build_call(session, room, providers, agent_llm, voice_agent, clock, spoken, stack)
         stack.push_async_callback(self._leave, session, call, transcript, connecting, dead_man)
+        self._keep(stack, self._think(session, agent_llm, transcript, call))
         if not await self._ending.unless_decided(_enter(connecting, call, fences)):
             return
         await self._move(session, State.WAITING, stamp="connected_at" if session.epoch == 1 else "recovered_at")
         if await call.wait_for_caller() and await self._ending.unless_decided(_until(greeting)):
-            if begun.messages:
+            # Not what was said in the session that this one continues: there the caller has heard no greeting yet.
+            if begun.cursor != BEGINNING:
                 call.resume(_unanswered(begun.messages))
             else:
                 call.greet()
@@ -259,7 +268,7 @@ class _Service:
         """What was said before; None when the call ends before that is known."""
         if session.epoch == 1 and not session.continues:
             # Nobody can have said anything yet, and the caller waits.
-            return entities.Session(session.session_id, session.metadata, (), active="", cursor="0-0")
+            return entities.Session(session.session_id, session.metadata, (), active="", cursor=BEGINNING)
         async with asyncio.timeout(_LOAD_LIMIT):
             while not self._ending.is_decided:
                 try:
@@ -294,20 +303,19 @@ class _Service:
         session: Session,
         room: rtc.Room,
         providers: Providers,
-        agent: SupervisorAgent,
-        transcript: Transcript,
+        agent_llm: AgentLLM,
+        voice_agent: VoiceAgent,
+        clock: TurnClock,
         spoken: Mapping[str, bytes],
         stack: AsyncExitStack,
     ) -> Call:
-        clock = TurnClock()
-        voice_agent = VoiceAgent(agent, transcript=transcript, clock=clock)
         return Call(
             session,
             settings=self._settings,
             room=room,
             ending=self._ending,
             providers=providers,
-            agent_llm=AgentLLM(agent, observe=voice_agent.observe, warm=providers.openai.models.list),
+            agent_llm=agent_llm,
             voice_agent=voice_agent,
             clock=clock,
             spoken=spoken,
@@ -437,8 +445,21 @@ class _Service:
             async for command in commands(session.session_id, client):
                 if command.get("kind") == "leave":
                     self._ending.decide(Reason.LEFT)
+                elif command.get("kind") == THINK:
+                    self._written.put_nowait(command["id"])
                 else:
                     logger.warning("unknown command", extra={"session": session.session_id})
+
+    async def _think(self, session: Session, agent_llm: AgentLLM, transcript: Transcript, call: Call) -> None:
+        """Answer what is written to the session."""
+        thinking = Thinking(
+            session,
+            client=self._client,
+            agent_llm=agent_llm,
+            transcript=transcript,
+            is_quiet=lambda: call.is_quiet,
+        )
+        await thinking.answer_all(self._written)
 
     def _keep(self, stack: AsyncExitStack, work: Coroutine[Any, Any, Answer]) -> asyncio.Task[Answer]:
         """Run `work` beside the call, at most as long as it; what fails unseen ends the call."""

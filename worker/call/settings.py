@@ -90,7 +90,52 @@ class KnowledgeSettings(EnvironmentSettings):
     )
 
 
-class CallSettings(KnowledgeSettings, FleetSettings):
+class AgentSettings(KnowledgeSettings, FleetSettings):
+    """What the conversation needs, spoken or written."""
+
+    openai_api_key: str = Field(
+        alias="OPENAI_API_KEY",
+        repr=False,
+        description="model, recognition and voice; any text for a server that wants none",
+    )
+    llm_model: str = Field(default="gpt-4.1-mini", alias="MUSTER_LLM_MODEL", description="OpenAI's chat model")
+    llm_fallback_model: str | None = Field(
+        default=None,
+        alias="MUSTER_LLM_FALLBACK_MODEL",
+        description="chat model of the same server that answers when the first one fails; without it nobody does",
+    )
+    router: Literal["sticky", "speculative"] = Field(
+        default="sticky",
+        alias="MUSTER_ROUTER",
+        description="who answers a turn: whoever answered last (`sticky`), or whom a small model names while they "
+        "begin to (`speculative`)",
+    )
+    router_model: str | None = Field(
+        default=None,
+        alias="MUSTER_ROUTER_MODEL",
+        description="the small model of a `speculative` router; without it the chat model",
+    )
+    knowledge: Path | None = Field(
+        default=None,
+        alias="MUSTER_KNOWLEDGE",
+        description="folder with products and handbooks; without it `graphs/knowledge/demo`",
+    )
+    provider_timeout: Seconds = Field(
+        default=5,
+        alias="MUSTER_PROVIDER_TIMEOUT",
+        description="longest wait for one provider request; then the next provider is asked, or the only one once more",
+    )
+
+    def with_configuration(self, configuration: AgentConfiguration) -> Self:
+        """The same with what one session's configuration sets of it."""
+        asked = self._configured(configuration)
+        return self.model_copy(update={name: value for name, value in asked.items() if value is not None})
+
+    def _configured(self, configuration: AgentConfiguration) -> Mapping[str, str | None]:
+        return {"llm_model": configuration.model}
+
+
+class CallSettings(AgentSettings):
     """What a worker needs beyond the fleet's settings; durations are in seconds.
 
     `OPENAI_BASE_URL` and `ELEVEN_BASE_URL` point the genuine clients at any compatible server; without them
@@ -112,11 +157,6 @@ class CallSettings(KnowledgeSettings, FleetSettings):
         alias="MUSTER_TTS",
         description="who speaks, as `MUSTER_STT`; without it both, ElevenLabs first",
     )
-    openai_api_key: str = Field(
-        alias="OPENAI_API_KEY",
-        repr=False,
-        description="model, recognition and voice; any text for a server that wants none",
-    )
     eleven_api_key: str = Field(
         default="",
         alias="ELEVEN_API_KEY",
@@ -130,23 +170,6 @@ class CallSettings(KnowledgeSettings, FleetSettings):
         description="a compatible server, up to and with `/v1`; without it ElevenLabs' own",
     )
 
-    llm_model: str = Field(default="gpt-4.1-mini", alias="MUSTER_LLM_MODEL", description="OpenAI's chat model")
-    llm_fallback_model: str | None = Field(
-        default=None,
-        alias="MUSTER_LLM_FALLBACK_MODEL",
-        description="chat model of the same server that answers when the first one fails; without it nobody does",
-    )
-    router: Literal["sticky", "speculative"] = Field(
-        default="sticky",
-        alias="MUSTER_ROUTER",
-        description="who answers a turn: whoever answered last (`sticky`), or whom a small model names while they "
-        "begin to (`speculative`)",
-    )
-    router_model: str | None = Field(
-        default=None,
-        alias="MUSTER_ROUTER_MODEL",
-        description="the small model of a `speculative` router; without it the chat model",
-    )
     stt_model: str = Field(
         default="gpt-4o-mini-transcribe", alias="MUSTER_STT_MODEL", description="OpenAI's recognition model"
     )
@@ -163,11 +186,6 @@ class CallSettings(KnowledgeSettings, FleetSettings):
         default=None,
         alias="MUSTER_LANGUAGE",
         description="what callers speak; without it English is recognised and the voice goes by the text",
-    )
-    knowledge: Path | None = Field(
-        default=None,
-        alias="MUSTER_KNOWLEDGE",
-        description="folder with products and handbooks; without it `graphs/knowledge/demo`",
     )
 
     greeting: str = Field(
@@ -200,11 +218,6 @@ class CallSettings(KnowledgeSettings, FleetSettings):
     )
     idle_timeout: Seconds = Field(
         default=300, alias="MUSTER_IDLE_TIMEOUT", description="silence of both sides that ends a call"
-    )
-    provider_timeout: Seconds = Field(
-        default=5,
-        alias="MUSTER_PROVIDER_TIMEOUT",
-        description="longest wait for one provider request; then the next provider is asked, or the only one once more",
     )
 
     turn_detection: Literal["model", "vad"] = Field(
@@ -265,17 +278,15 @@ class CallSettings(KnowledgeSettings, FleetSettings):
         """Who speaks, the preferred one first."""
         return self.tts or (ELEVENLABS, OPENAI)
 
-    def with_configuration(self, configuration: AgentConfiguration) -> Self:
-        """The same with what one session's configuration sets of it."""
-        asked = {
-            "greeting": configuration.greeting,
-            "openai_voice" if self.tts_order[0] == OPENAI else "voice_id": configuration.voice,
-            "language": configuration.language,
-            "llm_model": configuration.model,
-        }
-        return self.model_copy(update={name: value for name, value in asked.items() if value is not None})
-
     @property
     def phrases(self) -> tuple[str, ...]:
         """Every phrase that is rendered ahead of a call."""
         return (self.greeting, self.apology, self.farewell, self.resumption)
+
+    def _configured(self, configuration: AgentConfiguration) -> Mapping[str, str | None]:
+        return {
+            **super()._configured(configuration),
+            "greeting": configuration.greeting,
+            "openai_voice" if self.tts_order[0] == OPENAI else "voice_id": configuration.voice,
+            "language": configuration.language,
+        }
