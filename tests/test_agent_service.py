@@ -128,7 +128,8 @@ def test_a_join_goes_on_with_a_session_that_is_over_and_what_it_knew(service: Fl
     with client_of(redis_url) as client:
         record = run(client, records.read(session_id))
     assert record is not None
-    assert record.metadata == {**JOIN["metadata"], "name": "Ada Lovelace"}
+    known: Any = JOIN["metadata"]
+    assert record.metadata == {**known, "name": "Ada Lovelace"}
     assert (record.continues, record.configuration) == (old, {"greeting": "Good morning."})
 
 

@@ -155,7 +155,7 @@ async def test_somebody_named_before_the_first_word_takes_the_caller_over() -> N
     assert events == [
         TextDelta(f"{BRIDGE} ", "desk"),
         Transferred("desk", "sales"),
-        TextDelta(" Sales here.", "sales"),
+        TextDelta("Sales here.", "sales"),
     ]
     assert team.llm.closed == 2
     assert team.transfers == [("turn_1", "desk", "sales")]
@@ -225,7 +225,7 @@ async def test_a_specialist_who_hands_over_does_not_wait_for_a_verdict() -> None
         await asyncio.sleep(0)
         arguments.set()
         assert await anext(events) == Transferred("desk", "support")
-        assert await anext(events) == TextDelta(" Support.", "support")
+        assert await anext(events) == TextDelta("Support.", "support")
 
 
 async def test_a_router_that_fails_is_not_noticed_by_the_caller() -> None:
