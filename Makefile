@@ -1,5 +1,5 @@
 PYTHON ?= python3
-SOURCES = $(wildcard celeryconfig.py graphs worker api muster local bench deploy tests)
+SOURCES = $(wildcard celeryconfig.py graphs worker api muster local bench deploy examples tests)
 
 .PHONY: help setup demo up test e2e check bench fresh platforms
 
@@ -21,7 +21,9 @@ test: setup  ## the test suite, on real parts
 e2e: setup  ## the slow tests
 	@.venv/bin/python -m pytest -m slow
 
-bench: setup  ## requests, joins, turns and their ends, measured on this machine
+bench: setup  ## graph, requests, joins, turns and their ends, measured on this machine
+	@.venv/bin/python -m bench graph
+	@.venv/bin/python -m bench memory
 	@.venv/bin/python -m bench requests
 	@.venv/bin/python -m bench joins
 	@.venv/bin/python -m bench turns

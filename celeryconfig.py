@@ -2,7 +2,7 @@
 
 from kombu import Exchange, Queue
 
-from worker.fleet.publishing import SESSIONS_QUEUE
+from worker.fleet.publishing import RECOVERY_QUEUE, SESSIONS_QUEUE
 from worker.fleet.settings import FleetSettings
 
 _settings = FleetSettings.from_env()
@@ -51,7 +51,7 @@ task_send_sent_event = True
 # The worker's own queue comes between the two when it starts (worker/fleet/processes.py). No message has an ETA or a
 # countdown: those are fetched without limit and run again after every visibility timeout.
 task_default_queue = SESSIONS_QUEUE
-task_queues = [Queue(name, Exchange(name), routing_key=name) for name in ("recovery", SESSIONS_QUEUE)]
+task_queues = [Queue(name, Exchange(name), routing_key=name) for name in (RECOVERY_QUEUE, SESSIONS_QUEUE)]
 
 # An outage is waited for, however long it is.
 broker_connection_retry_on_startup = True

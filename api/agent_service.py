@@ -6,6 +6,7 @@ from functools import partial
 from flask import Flask, Response
 from kombu.exceptions import OperationalError
 
+from api.errors import InvalidRequest
 from api.models import (
     JoinAnswer,
     JoinHeaders,
@@ -47,15 +48,19 @@ from worker.fleet.task_states import show_end
 class SessionViews:
     """HTTP's words for what `SessionControl` does."""
 
-    def __init__(self, *, control: SessionControl) -> None:
+    def __init__(self, *, control: SessionControl, tool_hosts: frozenset[str]) -> None:
         self._control = control
+        self._tool_hosts = tool_hosts
 
     def join(self, *, body: JoinRequest, headers: JoinHeaders) -> Response:
         """202 with a new session, or 200 with the one that is in the room."""
+        if unlisted := list(body.configuration.unlisted_urls(self._tool_hosts)):
+            raise InvalidRequest("; ".join(f"configuration.{place}: its host is not listed" for place in unlisted[:5]))
         joined = self._control.join(
             room=body.room,
             user_id=body.user_id,
             metadata=body.metadata,
+            configuration=body.configuration.record(),
             idempotency_key=headers.idempotency_key,
         )
         return respond(JoinAnswer.of(joined), status=202 if joined.created else 200)
@@ -92,7 +97,7 @@ def create_app(
     access = access or AccessSettings.from_env()
     settings = settings or FleetSettings.from_env()
     server_check = ServerCheck.connect(settings)
-    views = SessionViews(control=control or _connect_control(settings, server_check))
+    views = SessionViews(control=control or _connect_control(settings, server_check), tool_hosts=settings.tool_hosts)
     readiness = ReadinessViews.connect(settings, server_check=server_check)
     routes = [
         *session_routes(views),

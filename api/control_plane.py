@@ -71,7 +71,7 @@ class TokenViews:
         if self._settings.agent_service_api_key:
             headers["Authorization"] = f"Bearer {self._settings.agent_service_api_key}"
         try:
-            response = self._agent_service.post("/join", json=join.model_dump(), headers=headers)
+            response = self._agent_service.post("/join", json=join.model_dump(exclude_unset=True), headers=headers)
             if response.is_success:
                 return JoinAnswer.model_validate_json(response.content)
             raise _refusal(response)

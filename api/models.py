@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from api.asked import Asked
+from api.configuration import AgentConfiguration
 from worker.fleet.joining import Joined
 from worker.fleet.session import Session, State
 from worker.fleet.workers import Fleet
@@ -73,22 +75,13 @@ Identity = Annotated[Name, AfterValidator(_not_an_agent), Field(json_schema_extr
 Cursor = Annotated[str, Field(pattern=r"^[0-9]{1,19}-[0-9]{1,19}$")]
 
 
-class Asked(BaseModel):
-    """Base of what comes from outside: nothing unknown, nothing converted."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
-
-
-class Nothing(Asked):
-    """No field at all."""
-
-
 class JoinRequest(Asked):
     """Send an agent into `room` to talk with `user_id`; the conversation knows `metadata`."""
 
     room: Name
     user_id: Name
     metadata: Metadata = Field(default_factory=dict)
+    configuration: AgentConfiguration = AgentConfiguration()
 
 
 class JoinHeaders(Asked):

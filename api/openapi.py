@@ -7,8 +7,9 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from api.asked import Asked
 from api.errors import OUTSIDE_OPERATIONS, ProblemKind, kind_of
-from api.models import Asked, Problem
+from api.models import Problem
 from api.routes import Route
 
 #: The version of the interface, not of the program.

@@ -8,13 +8,13 @@ from flask import request
 from pydantic import ValidationError
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
+from api.asked import Asked, Nothing
 from api.errors import InvalidRequest, MalformedBody
-from api.models import Asked, Nothing
 from api.routes import Route
 
 #: How many wrong fields one answer names, and with how many characters.
 _MOST_DETAILS = 5
-_LONGEST_NAME = 64
+_LONGEST_NAME = 128
 
 Shape = TypeVar("Shape", bound=Asked)
 

@@ -8,10 +8,11 @@ from typing import Literal
 from flask import Response
 from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntityTooLarge, UnsupportedMediaType
 
+from api.asked import Asked
 from api.errors import InvalidRequest, KeyMalformed, KeyMissing, KeysRequired, KeyUnknown, MalformedBody
-from api.models import Answer, Asked
+from api.models import Answer
 
-#: Bytes of a JSON body; the largest valid request has 8 KiB of metadata and two names.
+#: Bytes of a JSON body; the largest valid request has 32 KiB of configuration, 8 KiB of metadata and two names.
 BODY_LIMIT = 64 * 1024
 #: The same for addresses that take more; in LiveKit's events rooms and participants carry up to 64 KB of metadata and
 #: as much of attributes.

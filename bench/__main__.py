@@ -8,7 +8,9 @@ import click
 from rich.console import Console
 
 from bench.endpointing import measure_endpointing
+from bench.graph import measure_graph
 from bench.joins import measure_joins
+from bench.long_sessions import measure_long_sessions
 from bench.report import Report, print_report
 from bench.requests import measure_requests
 from bench.turns import measure_turns
@@ -19,7 +21,7 @@ _BUSY_LOAD = 1.0
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Measure this machine's Muster: joins and turns with real audio through the whole local stack, and its requests.
+    """Measure this machine's Muster: joins and turns with real audio through the whole local stack, requests, graph.
 
     Run it on a quiet machine: on a busy one every figure is about the machine.
     """
@@ -62,6 +64,22 @@ def endpointing(count: int, output: Path | None) -> None:
 def requests(count: int, rate: float, output: Path | None) -> None:
     """POST /join at a steady rate, and /health beside slow clients, under two HTTP servers; no call starts."""
     _show(measure_requests(count=count, rate=rate), output)
+
+
+@main.command()
+@click.option("--count", default=300, show_default=True, help="How many turns to count for each way, after 20.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
+def graph(count: int, output: Path | None) -> None:
+    """From a question to its first token, through the graph and with OpenAI's client directly; no audio, no Redis."""
+    _show(measure_graph(count=count), output)
+
+
+@main.command()
+@click.option("--sessions", default=20, show_default=True, help="How many sessions of 100 turns.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
+def memory(sessions: int, output: Path | None) -> None:
+    """What the graph's own work takes in the first and in the last turns of long sessions; no model, no Redis."""
+    _show(measure_long_sessions(sessions=sessions), output)
 
 
 def _show(report: Report, output: Path | None) -> None:

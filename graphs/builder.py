@@ -5,6 +5,8 @@ START ─(router)─▶ specialist ──text──▶ END
                     └─ run tools        (a hand-over comes back as another specialist)
 """
 
+from collections.abc import Hashable
+
 from langgraph.graph import START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
@@ -32,11 +34,13 @@ def build_graph(
     workers set LANGSMITH_TRACING=false.
     """
     graph = StateGraph(State, context_schema=Turn)
-    specialists = list(roster)
-    graph.add_conditional_edges(START, route_turn(roster, router), specialists)
+    # A specialist may have the name of a field of the state, a node must not.
+    nodes: dict[Hashable, str] = {name: f"answer as {name}" for name in roster}
+    graph.add_conditional_edges(START, route_turn(roster, router), nodes)
     for specialist in roster.values():
-        graph.add_node(specialist.name, answer(specialist, roster=roster, llm=llm, retrieval=retrieval))
-        graph.add_conditional_edges(specialist.name, after_answer)
+        node = nodes[specialist.name]
+        graph.add_node(node, answer(specialist, roster=roster, llm=llm, router=router, retrieval=retrieval))
+        graph.add_conditional_edges(node, after_answer)
     graph.add_node(TOOLS, run_tools(roster))
-    graph.add_conditional_edges(TOOLS, after_tools, specialists)
+    graph.add_conditional_edges(TOOLS, after_tools, nodes)
     return graph.compile()

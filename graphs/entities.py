@@ -85,6 +85,20 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Session:
+    """What lasts of a conversation: what was said and heard, who answers next, and the facts about the caller.
+
+    `slots` is plain JSON. `cursor` is the id of the last entry of the turn stream that `messages` contains.
+    """
+
+    session_id: str
+    slots: JSONObject
+    messages: tuple[Message, ...]
+    active: str
+    cursor: str
+
+
+@dataclass(frozen=True, slots=True)
 class UserTurn:
     """What the caller said in one go; `turn_id` is the id of the user message it becomes."""
 
@@ -212,6 +226,10 @@ class Exchange:
     @property
     def is_done(self) -> bool:
         return "error" not in self.result
+
+    @property
+    def is_hand_over(self) -> bool:
+        return self.is_done and self.receiver != self.specialist
 
     @property
     def messages(self) -> Sequence[Message]:

@@ -2,9 +2,10 @@
 
 import importlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from graphs.entities import ToolCall, ToolSchema
 from graphs.errors import RosterInvalid, ToolRefused
@@ -109,15 +110,17 @@ class Roster(Mapping[str, Specialist]):
         )
 
 
-def load_roster(modules: Sequence[str], services: Services) -> Roster:
-    """Import each named module and call its `specialist(services)`. Raises RosterInvalid.
+def load_roster(names: Sequence[str], services: Services) -> Roster:
+    """The roster of these specialists. Raises RosterInvalid."""
+    return Roster(load_specialist(name, services) for name in names)
+
+
+def load_specialist(name: str, services: Services) -> Specialist:
+    """Import the named module and call its `specialist(services)`. Raises RosterInvalid.
 
     A name without a dot is a file of `graphs/specialists`.
     """
-    return Roster(_load(name if "." in name else f"graphs.specialists.{name}", services) for name in modules)
-
-
-def _load(module_name: str, services: Services) -> Specialist:
+    module_name = name if "." in name else f"graphs.specialists.{name}"
     try:
         factory = getattr(importlib.import_module(module_name), "specialist", None)
     except ImportError as error:
@@ -130,8 +133,25 @@ def _load(module_name: str, services: Services) -> Specialist:
     return specialist
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What a value of one JSON type is, and what it is called."""
+
+    called: str
+    fits: Callable[[object], bool]
+
+
+_KINDS: Mapping[str, _Kind] = {
+    "string": _Kind("a text", lambda value: isinstance(value, str) and bool(value.strip())),
+    # To Python true and false are whole numbers, and what is no number at all may be one.
+    "number": _Kind("a number", lambda value: type(value) in (int, float) and math.isfinite(cast(float, value))),
+    "integer": _Kind("a whole number", lambda value: type(value) is int),
+    "boolean": _Kind("true or false", lambda value: isinstance(value, bool)),
+}
+
+
 def parse_arguments(call: ToolCall, schema: ToolSchema) -> Mapping[str, object]:
-    """The call's arguments as an object that fits the schema's names, strings and choices.
+    """The call's arguments as an object that fits the schema's names, types and choices.
 
     Raises ToolRefused with a sentence from which a model can correct itself.
     """
@@ -152,7 +172,8 @@ def parse_arguments(call: ToolCall, schema: ToolSchema) -> Mapping[str, object]:
 
 
 def _check_value(value: object, *, name: str, schema: Mapping[str, Any]) -> None:
-    if schema.get("type") == "string" and not (isinstance(value, str) and value.strip()):
-        raise ToolRefused(f"{name} must be a text.")
+    kind = _KINDS.get(str(schema.get("type")))
+    if kind is not None and not kind.fits(value):
+        raise ToolRefused(f"{name} must be {kind.called}.")
     if "enum" in schema and value not in schema["enum"]:
         raise ToolRefused(f"{name} must be one of: {', '.join(map(str, schema['enum']))}.")

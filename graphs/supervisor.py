@@ -1,24 +1,28 @@
 """The agents others talk to: a supervised team of specialists, or one specialist alone."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from graphs.builder import Graph, build_graph
+from graphs.configuration import AgentConfiguration
+from graphs.configured import configured_roster
 from graphs.entities import AgentEvent, Exchange, Message, UserTurn
 from graphs.errors import TurnInProgress
+from graphs.http_tools import NO_HTTP_ACCESS, HTTPAccess
 from graphs.knowledge.catalogue import Catalogue, load_catalogue
 from graphs.memory import Memory
 from graphs.ports import LLMPort, OpenTicketPort
 from graphs.retrieval import Retrieval
-from graphs.roster import Roster, Services, Specialist, load_roster
+from graphs.roster import Roster, Services, Specialist
 from graphs.router import AgentRouterPort, sticky
-from graphs.specialists import ROSTER
 from graphs.state import Turn, beginning
 
 OnExchange = Callable[[Exchange], None]
+
+UNCONFIGURED = AgentConfiguration()
 
 
 class _Attempt:
@@ -67,12 +71,14 @@ class SupervisorAgent:
         self._graph: Graph = build_graph(roster, llm=llm, router=router, retrieval=retrieval)
         self._slots = dict(slots)
         spoke = active or next((each.specialist for each in reversed(history) if each.specialist), None)
-        self._memory = Memory(history, active=router(spoke, roster))
+        self._memory = Memory(history, active=router.begin(spoke, roster))
         self._on_exchange = on_exchange
         self._attempt: _Attempt | None = None
         #: The newest confirmed draft, and the turn it answers: who asks it again means that turn.
         self._confirmed = ("", "")
         self._answering = False
+        #: Held here because nobody else does when a turn is cut off.
+        self._unfinished: set[asyncio.Task[Exchange]] = set()
 
     @property
     def active(self) -> str:
@@ -127,9 +133,20 @@ class SupervisorAgent:
             slots=self._slots,
             remember=attempt.remember,
             confirmed=attempt.confirmed,
+            finish=self._finish,
         )
 
+    async def _finish(self, work: Coroutine[Any, Any, Exchange]) -> Exchange:
+        """Do what cannot be half done: it goes on, and is remembered, when whoever waits for it is cancelled."""
+        task = asyncio.create_task(work)
+        self._unfinished.add(task)
+        task.add_done_callback(self._unfinished.discard)
+        return await asyncio.shield(task)
+
     def _keep(self, exchange: Exchange) -> None:
+        if not exchange.is_hand_over:
+            # A tool that ended after its turn was cut off does not undo a hand-over made since.
+            exchange = replace(exchange, receiver=self._memory.active)
         self._memory.remember(exchange.turn_id, exchange.messages, active=exchange.receiver)
         if self._on_exchange is not None:
             self._on_exchange(exchange)
@@ -163,24 +180,29 @@ def build_supervisor(
     llm: LLMPort,
     open_ticket: OpenTicketPort,
     slots: Mapping[str, object],
-    roster: Sequence[str] = ROSTER,
+    configuration: AgentConfiguration = UNCONFIGURED,
+    http_access: HTTPAccess = NO_HTTP_ACCESS,
     catalogue: Catalogue | None = None,
     history: Sequence[Message] = (),
     active: str | None = None,
+    router: AgentRouterPort = sticky,
     retrieval: Retrieval | None = None,
     on_exchange: OnExchange | None = None,
 ) -> SupervisorAgent:
-    """The team named by `roster`, module by module; without a catalogue it is the demo company's.
+    """The team that `configuration` describes, or the whole roster; without a catalogue it is the demo company's.
+
+    How it sounds and which model answers is for whoever brings `llm` and the voice.
 
     Raises RosterInvalid and CatalogueInvalid.
     """
     services = Services(catalogue=catalogue or load_catalogue(), open_ticket=open_ticket)
     return SupervisorAgent(
-        load_roster(roster, services),
+        configured_roster(configuration, services, http_access=http_access),
         llm=llm,
         slots=slots,
         history=history,
         active=active,
+        router=router,
         retrieval=retrieval,
         on_exchange=on_exchange,
     )

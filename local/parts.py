@@ -170,11 +170,14 @@ class StackPlan:
             settings={},
             is_ready=lambda: answers_http(f"{self.urls[PROVIDERS]}/health"),
         )
-        self._choose_provider("OPENAI", name="OpenAI", stand_in=RECOGNITION)
-        self._choose_provider("ELEVEN", name="ElevenLabs", stand_in=VOICE)
+        self._choose_provider("OPENAI", name="OpenAI", stand_in=RECOGNITION, order="MUSTER_STT")
+        self._choose_provider("ELEVEN", name="ElevenLabs", stand_in=VOICE, order="MUSTER_TTS")
 
-    def _choose_provider(self, prefix: str, *, name: str, stand_in: StandIn) -> None:
-        """The real service when the user has a key for it, a server of the user's own, or the stand-in."""
+    def _choose_provider(self, prefix: str, *, name: str, stand_in: StandIn, order: str) -> None:
+        """The real service when the user has a key for it, a server of the user's own, or the stand-in.
+
+        What it stands in for is needed unless the variable `order` leaves the provider out.
+        """
         key, base_url = f"{prefix}_API_KEY", f"{prefix}_BASE_URL"
         if given := self._environ.get(base_url):
             self.settings[base_url] = given
@@ -184,7 +187,8 @@ class StackPlan:
             self.settings[key] = self._environ[key]
             self.notes.append(f"{name}: the real service, with your {key}; calls cost money")
         else:
-            stand_in.require()
+            if name.lower() in (self._environ.get(order) or name.lower()):
+                stand_in.require()
             self.settings[base_url] = f"{self.urls[PROVIDERS]}/v1"
             self.settings[key] = "stand-in"
 

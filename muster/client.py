@@ -251,10 +251,16 @@ class MusterClient:
         room: str,
         user_id: str,
         metadata: Metadata | None = None,
+        configuration: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Joined:
-        """Sends an agent into `room`. Repeating it with the same key never starts a second session."""
-        body = {"room": room, "user_id": user_id} | ({"metadata": dict(metadata)} if metadata else {})
+        """Sends an agent into `room`. Repeating it with the same key never starts a second session.
+
+        `configuration` is JSON as the README describes it: specialists, instructions, voice and so on.
+        """
+        body: dict[str, Any] = {"room": room, "user_id": user_id}
+        body |= {"metadata": dict(metadata)} if metadata else {}
+        body |= {"configuration": dict(configuration)} if configuration else {}
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
         return self._ask(Joined, "POST", f"{self._agent_service}/join", json=body, headers=headers)
 

@@ -79,7 +79,7 @@ def _setting(variable: str, fields: Mapping[str, FieldInfo]) -> Setting:
 
 def _default(field: FieldInfo) -> str:
     # What `repr` leaves out is a secret, and a secret's default is nobody's business.
-    if not field.repr or field.default in (None, ""):
+    if not field.repr or field.default in (None, "", frozenset()):
         return "not set"
     extra: Any = field.json_schema_extra or {}
     value = str(field.default) if isinstance(field.default, int | float) else f"`{field.default}`"

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
 
 from local.errors import RedisMissing
 from local.ports import PortPicker
+from tests.provider_server import ProviderServer, provider_server
 from tests.redis_server import RedisServer
 
 
@@ -41,3 +43,19 @@ def redis_url(redis_database: str) -> str:
     with redis.Redis.from_url(redis_database) as client:
         client.flushdb()
     return redis_database
+
+
+@pytest.fixture(scope="module")
+def providers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderServer]:
+    """A stand-in provider server of a module's own."""
+    with provider_server(tmp_path_factory.mktemp("providers") / "requests.jsonl") as server:
+        yield server
+
+
+@pytest.fixture
+def own_redis(redis_server: RedisServer, tmp_path: Path) -> Iterator[RedisServer]:
+    """A running server that belongs to one test."""
+    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
+    server.start()
+    yield server
+    server.stop()

@@ -32,7 +32,8 @@ BROKEN = Reason.PROVIDER_FAILED
 class SilentSession(RunSession):
     """Claims, stamps, waits for the command to leave and records its end, as a call does.
 
-    The metadata's `fault` makes it "fail" (record `BROKEN`), "hang", "raise" or "panic" (die at once) when it is live.
+    The metadata's `fault` makes it "fail" (record `BROKEN`), "raise" or "panic" (die at once) when it is live; its
+    first owner alone "stumbles" (dies) or "hangs".
     """
 
     def preload(self) -> None:
@@ -88,11 +89,11 @@ class SilentSession(RunSession):
 
     def _misbehave(self, session: Session) -> None:
         fault = session.metadata.get("fault")
-        if fault == "hang":
+        if fault == "hang" and session.epoch == 1:
             time.sleep(60)
         if fault == "raise":
             raise RuntimeError("a session that breaks without recording its end")
-        if fault == "panic":
+        if fault == "panic" or (fault == "stumble" and session.epoch == 1):
             os.abort()
 
     def _wait_for_leave(self, redis_url: str, session: Session, child: Child, announce: Callable[[str], None]) -> None:

@@ -100,6 +100,13 @@ def in_metadata(json_text: bytes) -> bytes:
     return b'{"room": "kitchen", "user_id": "ada", "metadata": {"a": ' + json_text + b"}}"
 
 
+def with_tool(**fields: Any) -> dict[str, Any]:
+    """A join whose one specialist has this tool; no host is listed."""
+    tool = {"name": "find", "description": "Find.", "method": "GET", "url": "https://tools.test/", **fields}
+    specialist = {"name": "finder", "title": "Finder", "description": "finding", "instructions": "Find it."}
+    return {**JOIN, "configuration": {"specialists": [{**specialist, "tools": [tool]}]}}
+
+
 NOT_JSON = {
     "nothing": b"",
     "an object that ends too early": b"{",
@@ -150,6 +157,22 @@ WRONG_JOINS: dict[str, Any] = {
     "a list for metadata": {**JOIN, "metadata": [["a", 1]]},
     "an object in metadata": {**JOIN, "metadata": {"a": {"b": 1}}},
     "a user of 129 characters": {**JOIN, "user_id": "u" * 129},
+    "a specialist of nobody's": {**JOIN, "configuration": {"specialists": ["astrology"]}},
+    "a module for a specialist": {**JOIN, "configuration": {"specialists": ["os.path"]}},
+    "9 specialists": {**JOIN, "configuration": {"specialists": ["sales"] * 9}},
+    "40 KiB of instructions": {**JOIN, "configuration": {"instructions": "x" * 40_000}},
+    "null for a configuration": {**JOIN, "configuration": None},
+    "a configuration 100 deep": {**JOIN, "configuration": json.loads('{"a":' * 100 + "1" + "}" * 100)},
+    "a tool of a host that is not listed": with_tool(),
+    "a tool of the machine itself": with_tool(url="http://127.0.0.1:6379/"),
+    "a tool of the cloud's metadata": with_tool(url="http://169.254.169.254/latest/meta-data/"),
+    "a tool that is a file": with_tool(url="file:///etc/passwd"),
+    "a tool with another host in front": with_tool(url="https://tools.test@elsewhere.test/"),
+    "a tool whose url goes on": with_tool(url="https://tools.test/ HTTP/1.1\r\nHost: elsewhere.test"),
+    "a tool that deletes": with_tool(method="DELETE"),
+    "a tool that takes an hour": with_tool(timeout=3_600),
+    "a tool with a header in a header": with_tool(headers={"X-A": "1\r\nX-B: 2"}),
+    "a tool with a schema elsewhere": with_tool(parameters={"$ref": "https://elsewhere.test/schema"}),
 }
 
 #: Written as escapes: most of them show nothing, or something else than what they are.

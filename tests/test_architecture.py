@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "celeryconfig": {"worker"},
     "local": {"local", "api", "worker", "graphs"},
     "muster": {"muster", "local", "api", "worker", "graphs"},
+    "examples": {"muster", "graphs"},
     "bench": {"bench", "local", "api", "worker", "graphs"},
 }
 

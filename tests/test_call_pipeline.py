@@ -62,7 +62,9 @@ async def call(samples: Samples, recogniser: ScriptedSTT, *answers: str) -> Asyn
     model = ScriptedLLM(*(says(answer) for answer in answers))
     desk = Specialist(name="desk", title="Desk", description="desk", instructions="desk")
     agent = SupervisorAgent(Roster([desk]), llm=model, slots={})
-    providers = Providers(stt=recogniser, tts=elevenlabs.TTS(api_key="unused"), openai=AsyncOpenAI(api_key="unused"))
+    providers = Providers(
+        stt=recogniser, tts=elevenlabs.TTS(api_key="unused"), openai=AsyncOpenAI(api_key="unused"), voices=()
+    )
     settings = CallSettings.from_env(CALL | PATIENT)
     session: AgentSession[None] = open_pipeline(settings, providers, AgentLLM(agent, observe=_ignore, warm=_warm))
     ongoing = Call(model, [], asyncio.Event())

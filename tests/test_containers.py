@@ -43,6 +43,7 @@ from tests.fleet_workers import Worker
 from tests.redis_server import RedisServer
 from tests.tree import tracked_files
 from worker.call.settings import CallSettings
+from worker.fleet.errors import SettingsInvalid
 from worker.fleet.health import STALE, HealthFile
 from worker.fleet.settings import EnvironmentSettings, FleetSettings
 
@@ -211,11 +212,18 @@ def test_every_variable_of_the_image_is_known() -> None:
     assert health_file == FleetSettings.model_fields["health_file"].alias
 
 
-@pytest.mark.parametrize("name", FILLED_IN)
+@pytest.mark.parametrize("name", [name for name in FILLED_IN if name != "ELEVEN_API_KEY"])
 def test_a_start_without_a_required_variable_is_refused(name: str) -> None:
     short = {other: value for other, value in FILLED_IN.items() if other != name}
     with pytest.raises(VariableMissing, match=name):
         interpolate(COMPOSE.read_text(), short)
+
+
+def test_a_worker_can_do_with_openai_s_key_alone() -> None:
+    given = {name: value for name, value in FILLED_IN.items() if name != "ELEVEN_API_KEY"}
+    with pytest.raises(SettingsInvalid, match="ELEVEN_API_KEY"):
+        CallSettings.from_env(environment("worker", given))
+    assert CallSettings.from_env(environment("worker", given | {"MUSTER_TTS": "openai"})).stt_order == ("openai",)
 
 
 def test_the_example_of_the_settings_names_them_all_and_holds_no_secret() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,8 +11,10 @@ import redis.asyncio
 from tests.fleet_sessions import new_session
 from worker.fleet import admission, records, workers
 from worker.fleet.endings import Endings
+from worker.fleet.errors import StaleEpoch
 from worker.fleet.ghosts import Ghosts, RoomServerSettings
 from worker.fleet.reaper import LEAVING, UNCLAIMED, UNPUBLISHED, UNRECORDED, Observation, Reaper
+from worker.fleet.recovery import MOST_IN_A_ROW, SETTLED, Recovery
 from worker.fleet.redis_operations import connect_async, run_async
 from worker.fleet.session import Reason, Session, State
 from worker.fleet.workers import BEAT, LEASE
@@ -27,12 +30,18 @@ class Bench:
         self.now = 0.0
         self.published: list[str] = []
         self.endings = Endings(client=client, remove_ghost=Ghosts(RoomServerSettings()).remove)
+        self.recovery = Recovery(
+            client=client,
+            endings=self.endings,
+            publish=lambda session: self.published.append(session.task_id),
+            lifetime=60,
+        )
         self.reaper = Reaper(
             client=client,
             tenant="default",
             worker_id=WORKER,
             endings=self.endings,
-            publish=lambda session: self.published.append(session.session_id),
+            recovery=self.recovery,
             clock=lambda: self.now,
         )
 
@@ -77,18 +86,73 @@ async def bench(redis_url: str) -> AsyncIterator[Bench]:
         await bench.endings.close()
 
 
-async def test_a_session_whose_owner_has_no_lease_fails_and_its_ghost_is_looked_for(
+async def test_a_session_whose_owner_has_no_lease_waits_for_another_and_its_ghost_is_looked_for(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     session = await bench.claim(await bench.queue(new_session()), owner="gone@test#1")
     with caplog.at_level(logging.INFO):
         await bench.judge()
         await bench.endings.close()
+    waiting = await bench.get(session)
+    assert (waiting.state, waiting.epoch, waiting.owner) == (State.RECOVERING, 2, "")
+    assert bench.published == [f"{session.session_id}.2"]
+    assert await bench.holders() == [session.session_id]
+    assert bench.recovery.count == 1
+    assert f"session {session.session_id}: no LiveKit settings" in caplog.text
+
+
+async def test_the_old_owner_is_refused_and_the_next_one_claims(bench: Bench) -> None:
+    session = await bench.claim(await bench.queue(new_session()), owner="gone@test#1")
+    await bench.judge()
+    with pytest.raises(StaleEpoch):
+        await run_async(bench.client, records.append_turn(session, {"text": "too late"}, lifetime=60))
+    with pytest.raises(StaleEpoch):
+        await run_async(bench.client, records.end(session, Reason.LEFT))
+    claimed = await run_async(bench.client, records.claim(session.session_id, epoch=2, owner=WORKER, lifetime=60))
+    assert (claimed.state, claimed.owner, claimed.agent_identity[-2:]) == (State.CONNECTING, WORKER, "-2")
+
+
+async def test_a_session_that_kills_one_owner_after_the_other_fails_in_the_end(bench: Bench) -> None:
+    session = await bench.queue(new_session())
+    for epoch in range(1, MOST_IN_A_ROW + 2):
+        claim = records.claim(session.session_id, epoch=epoch, owner=f"gone@test#{epoch}", lifetime=60)
+        await run_async(bench.client, claim)
+        await bench.judge()
     failed = await bench.get(session)
     assert (failed.state, failed.reason) == (State.FAILED, Reason.WORKER_LOST)
     assert await bench.holders() == []
     assert bench.endings.counts == {Reason.WORKER_LOST: 1}
-    assert f"session {session.session_id}: no LiveKit settings" in caplog.text
+    assert bench.recovery.count == MOST_IN_A_ROW
+
+
+async def test_owners_that_were_there_for_long_are_not_counted(bench: Bench) -> None:
+    session = await bench.queue(new_session())
+    key = records.record_key(session.session_id)
+    for epoch in range(1, MOST_IN_A_ROW + 4):
+        claim = records.claim(session.session_id, epoch=epoch, owner=f"gone@test#{epoch}", lifetime=60)
+        await run_async(bench.client, claim)
+        await bench.client.hset(key, "claimed_at", str(time.time() - SETTLED - 1))
+        await bench.judge()
+    assert (await bench.get(session)).state is State.RECOVERING
+
+
+async def test_a_session_that_nobody_goes_on_with_is_published_again_and_then_fails(bench: Bench) -> None:
+    session = await bench.claim(await bench.queue(new_session()), owner="gone@test#1")
+    await bench.judge()
+    await bench.judge(after=UNCLAIMED + 0.1)
+    assert bench.published == [f"{session.session_id}.2"] * 2
+    await bench.client.hset(records.record_key(session.session_id), "join_deadline", "1")
+    await bench.judge()
+    failed = await bench.get(session)
+    assert (failed.state, failed.reason) == (State.FAILED, Reason.WORKER_LOST)
+    assert await bench.holders() == []
+
+
+async def test_a_session_between_two_owners_leaves_at_once(bench: Bench) -> None:
+    session = await bench.claim(await bench.queue(new_session()), owner="gone@test#1")
+    await bench.judge()
+    left = await run_async(bench.client, records.leave(session.session_id, command_id="1", lifetime=60))
+    assert (left.outcome, left.session.reason) == ("cancelled", Reason.LEFT)
 
 
 async def test_a_session_that_was_leaving_when_its_worker_died_keeps_its_reason(bench: Bench) -> None:

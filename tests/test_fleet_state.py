@@ -59,8 +59,8 @@ def lease(client: "redis.Redis", *, slots: int, draining: bool = False, worker_i
     run(client, workers.renew(status))
 
 
-def join(control: SessionControl, room: str, **options: str) -> Joined:
-    return control.join(room=room, user_id="caller", metadata={}, **options)
+def join(control: SessionControl, room: str, *, idempotency_key: str | None = None) -> Joined:
+    return control.join(room=room, user_id="caller", metadata={}, idempotency_key=idempotency_key)
 
 
 def claim(client: "redis.Redis", session: Session, *, owner: str = WORKER) -> Session:

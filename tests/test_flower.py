@@ -154,17 +154,17 @@ def test_a_killed_child_s_session_shows_that_it_was_lost(fleet: Fleet, flower: F
     assert (task["exception"], task["worker"]) == (lost, "stays@test")
 
 
-def test_a_session_that_its_dead_worker_cannot_speak_for_fails_all_the_same(
+def test_a_dead_worker_s_task_is_shown_as_lost_and_its_session_live_with_another(
     fleet: Fleet, flower: Flower, stays: Worker
 ) -> None:
     with fleet.worker("doomed", slots=1) as doomed:
         session = fleet.live_on(doomed, ROOM)
         flower.shows(session.session_id, "LIVE")
         doomed.die()
-    fleet.over(session, within=12)
     task = flower.shows(session.session_id, "FAILURE")
-    assert task["exception"] == "SessionFailed('worker_lost')"
-    assert task["worker"] == "doomed@test"
+    assert (task["exception"], task["worker"]) == ("SessionFailed('worker_lost')", "doomed@test")
+    assert flower.shows(f"{session.session_id}.2", "LIVE")["worker"] == "stays@test"
+    fleet.leave(session)
 
 
 def test_a_message_with_nothing_to_run_is_shown_as_void(fleet: Fleet, flower: Flower, stays: Worker) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from graphs.configuration import AgentConfiguration
 from graphs.entities import TextDelta, ToolCall, Transferred
 from graphs.errors import RosterInvalid, ToolRefused
 from graphs.knowledge.catalogue import load_catalogue
@@ -55,7 +56,12 @@ def someone(name: str) -> Specialist:
 async def test_a_specialist_is_added_by_one_file_and_one_name(modules: Path, services: Services) -> None:
     (modules / "billing.py").write_text(BILLING)
     llm = ScriptedLLM(transfers("billing"), says("Your bill."), transfers("sales"), says("Sales."))
-    agent = build_supervisor(llm=llm, open_ticket=services.open_ticket, slots={}, roster=(*ROSTER, "extra.billing"))
+    agent = build_supervisor(
+        llm=llm,
+        open_ticket=services.open_ticket,
+        slots={},
+        configuration=AgentConfiguration(specialists=(*ROSTER, "extra.billing")),
+    )
     assert Transferred("front_desk", "billing") in await take(agent, "my invoice")
     assert "billing: invoices and payments" in llm.schemas[0].description
     assert (await take(agent, "a plan", turn_id="turn_2"))[-1] == TextDelta("Sales.", "sales")

@@ -42,10 +42,12 @@ AT_LEAST = 500
 schemathesis.openapi.format(
     "printable-nfc", st.text(st.sampled_from("aZ7 -_.é字ß€🦉"), min_size=1, max_size=40).filter(str.strip)
 )
+#: Of the hosts that the agent service of these tests lists.
+LISTED_URL = "https://tools.test/find?by=name"
 
 
 def agent_service_of(redis_url: str) -> Flask:
-    return agent_service(redis_url, MUSTER_API_KEYS=KEY.entry, MUSTER_JOIN_TTL="1")
+    return agent_service(redis_url, MUSTER_API_KEYS=KEY.entry, MUSTER_JOIN_TTL="1", MUSTER_TOOL_HOSTS="tools.test")
 
 
 def control_plane_of(agent_client: httpx.Client) -> Flask:
@@ -127,11 +129,35 @@ def served_control_plane(redis_url: str) -> Iterator[None]:
         yield
 
 
+def mend(case: schemathesis.Case[Any]) -> None:
+    """Make what is valid keep the rules that a schema cannot have: those between fields, and which hosts are listed."""
+    assert case.meta is not None
+    is_valid = case.meta.generation.mode is schemathesis.GenerationMode.POSITIVE
+    body: Any = case.body
+    if is_valid and case.operation.label == "POST /join":
+        specialists = body.get("configuration", {}).get("specialists") or []
+        keep_distinct(specialists, [each if isinstance(each, str) else each["name"] for each in specialists])
+        for tools in [each.get("tools", []) for each in specialists if isinstance(each, dict)]:
+            keep_distinct(tools, [tool["name"] for tool in tools])
+            for tool in tools:
+                tool["url"] = LISTED_URL
+                parameters = tool.get("parameters") or {"properties": {}}
+                parameters["required"] = [
+                    name for name in parameters.get("required", ()) if name in parameters["properties"]
+                ]
+
+
+def keep_distinct(items: list[Any], names: list[str]) -> None:
+    """Keep the first item of each name."""
+    items[:] = dict(reversed(list(zip(names, items, strict=True)))).values()
+
+
 @pytest.mark.usefixtures("served_agent_service")
 @AGENT_SERVICE_SCHEMA.parametrize()
 @fast
 def test_the_agent_service_answers_as_its_document_says(case: schemathesis.Case[Any], made: Counter[str]) -> None:
     made[case.operation.label] += 1
+    mend(case)
     case.call_and_validate(headers=AUTHORIZED)
 
 

@@ -1,9 +1,8 @@
 """Readiness, and a Redis of an old version or set up wrongly: told, refused for joins, healed by setting it right."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from flask.testing import FlaskClient
 
 from api.control_plane import create_app
 from api.settings import ControlPlaneSettings
-from local.ports import PortPicker
 from tests.open_fleet import agent_service, client_of, lease_worker, open_joins
 from tests.redis_server import OldRedis, RedisServer
 from worker.fleet import workers
@@ -21,15 +19,6 @@ from worker.fleet.redis_server import CHECKED_EVERY, ServerCheck, inspect, judge
 
 JOIN = {"room": "kitchen", "user_id": "ada"}
 NO_FLEET = {"workers": 0, "slots": 0, "free": 0, "draining": 0, "joins_open": False}
-
-
-@pytest.fixture
-def own_redis(redis_server: RedisServer, tmp_path: Path) -> Iterator[RedisServer]:
-    """A running server that belongs to one test."""
-    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
-    server.start()
-    yield server
-    server.stop()
 
 
 def ready(service: FlaskClient) -> tuple[int, dict[str, Any]]:

@@ -16,6 +16,7 @@ from graphs.entities import ToolCall as RequestedCall
 from graphs.knowledge.catalogue import DEMO, load_catalogue
 from graphs.prompt import passages_prompt, system_prompt
 from graphs.roster import Roster, Services, load_roster
+from graphs.router import SpeculativeRouter, StickyRouter
 from graphs.specialists import ROSTER
 from graphs.supervisor import build_supervisor
 from graphs.tickets import SQLiteTickets
@@ -289,9 +290,11 @@ class RespondingLLM:
             yield RequestedCall(call_id, call.name, json.dumps(call.arguments))
 
 
-async def test_a_whole_conversation_with_the_supervisor(fluent: Responder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("speculative", [False, True], ids=["sticky", "speculative"])
+async def test_a_whole_conversation_with_the_supervisor(fluent: Responder, tmp_path: Path, speculative: bool) -> None:
     tickets = SQLiteTickets(tmp_path / "tickets.db")
-    agent = build_supervisor(llm=RespondingLLM(fluent), open_ticket=tickets, slots={})
+    router = SpeculativeRouter(RespondingLLM(fluent)) if speculative else StickyRouter()
+    agent = build_supervisor(llm=RespondingLLM(fluent), open_ticket=tickets, slots={}, router=router)
     talk = [
         ("What are your opening hours?", "front_desk", "nine to six"),
         ("And what does the premium plane cost?", "sales", "forty nine dollars"),

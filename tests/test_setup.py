@@ -267,6 +267,17 @@ def test_without_local_recognition_a_stack_asks_for_a_key_and_starts_with_one(
     assert "OPENAI_API_KEY" in planned.stdout, planned.stderr
 
 
+def test_without_a_local_voice_a_stack_starts_when_another_provider_speaks(
+    tmp_path: Path, packages_without: Callable[..., dict[str, str]]
+) -> None:
+    environ = packages_without(VOICE) | {"OPENAI_API_KEY": "key"}
+    refused = python_without_site(environ, "-c", PLAN, str(tmp_path))
+    assert "piper-tts has no wheel for this machine" in refused.stderr
+    assert "MUSTER_TTS=openai" in refused.stderr
+    planned = python_without_site(environ | {"MUSTER_TTS": "openai"}, "-c", PLAN, str(tmp_path))
+    assert "OPENAI_API_KEY" in planned.stdout, planned.stderr
+
+
 def test_the_stand_in_providers_serve_what_they_can_without_speech(
     packages_without: Callable[..., dict[str, str]],
 ) -> None:

@@ -263,14 +263,14 @@ def test_an_owner_whose_lease_holds_is_never_touched(fleet: Fleet, gone: Callabl
     assert fleet.now == 0.0
 
 
-def test_the_session_of_a_lost_worker_fails_when_its_lease_stays_away_for_a_whole_lease(fleet: Fleet) -> None:
+def test_the_session_of_a_lost_worker_ends_when_its_lease_stays_away_for_a_whole_lease(fleet: Fleet) -> None:
     session = fleet.claim(fleet.queue(), owner="gone@here#1")
     body = caller_left(session)
 
     assert post(fleet.service(), body, sign(body)).get_json()["outcome"] == "ended"
-    assert fleet.end_of(session) == (State.FAILED, Reason.WORKER_LOST)
+    assert fleet.end_of(session) == (State.ENDED, Reason.CALLER_LEFT)
     assert not fleet.is_held(session)
-    assert fleet.shown == [(session.session_id, Reason.WORKER_LOST)]
+    assert fleet.shown == [(session.session_id, Reason.CALLER_LEFT)]
     assert fleet.now >= LEASE
 
 

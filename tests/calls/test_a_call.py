@@ -162,15 +162,28 @@ async def test_redis_restarted_between_calls_loses_nothing(fleet: Fleet) -> None
             assert time.monotonic() < deadline
 
 
-async def test_a_killed_child_fails_its_session_and_frees_the_room_of_its_ghost(fleet: Fleet) -> None:
+async def test_a_killed_child_does_not_end_the_call_and_its_successor_remembers(fleet: Fleet) -> None:
     async with fleet.call() as call:
-        os.kill(await asyncio.to_thread(fleet.child_of, call.session.session_id), signal.SIGKILL)
-        session = await fleet.over(call.session.session_id, within=3)
-        assert (session.status, session.reason) == ("failed", "worker_lost")
-        again = await asyncio.to_thread(fleet.client.join, room=call.token.room, user_id="ada")
-        assert again.created
-        await fleet.state(again.session_id, "live")
-        assert await fleet.agents_in(call.token.room) == [f"agent-{again.session_id}-1"]
+        session_id = call.session.session_id
+        answered = await fleet.ask(call, "How much is the premium plan?")
+        await call.caller.heard.silent_since(answered, gap=1.0, within=20)
+        killed_at = time.time()
+        os.kill(await asyncio.to_thread(fleet.child_of, session_id), signal.SIGKILL)
+        resumed = await call.caller.heard.first_audible_after(killed_at, within=8)
+        print(f"\nchild killed -> audible again: {resumed - killed_at:.2f} s")
+        await call.caller.heard.silent_since(resumed, gap=1.0, within=20)
+        session = await fleet.state(session_id, "live")
+        assert (session.epoch, session.reason) == (2, None)
+        assert await fleet.agents_in(call.token.room) == [f"agent-{session_id}-2"]
+        answered = await fleet.ask(call, "How much is it per month?")
+        await call.caller.heard.silent_since(answered, gap=1.0, within=20)
+        fleet.client.leave(session_id)
+        assert (await fleet.over(session_id)).reason == "left"
+        turns = await fleet.turns(session_id)
+    said = [(turn.role, turn.specialist) for turn in turns if turn.role != "event"]
+    assert [role for role, _ in said] == ["assistant", "user", "assistant", "assistant", "user", "assistant"]
+    # Who was handed over to sales before is still there after.
+    assert [specialist for _, specialist in said[2:]] == ["sales"] * 4
 
 
 async def test_a_used_idle_child_survives_the_drain_signal_and_a_busy_one_shows_it(fleet: Fleet) -> None:

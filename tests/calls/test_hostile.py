@@ -6,14 +6,14 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 import redis
-from livekit import api
+from livekit import api, rtc
 
-from tests.calls.calling import Fleet, new_room
+from tests.calls.calling import Fleet, OngoingCall, new_room
 from tests.fleet_sessions import new_session
 from worker.call.discretion import Discretion
 from worker.fleet import admission, records, workers
@@ -22,6 +22,7 @@ from worker.fleet.endings import Endings
 from worker.fleet.errors import RecordUnreadable
 from worker.fleet.ghosts import Ghosts, RoomServerSettings
 from worker.fleet.reaper import Reaper
+from worker.fleet.recovery import Recovery
 from worker.fleet.redis_operations import connect, connect_async, run
 from worker.fleet.session import Reason, State
 from worker.fleet.settings import FleetSettings
@@ -89,18 +90,17 @@ async def test_an_unreadable_record_stops_neither_the_reaper_nor_the_list(
 
     async with connect_async(redis_url) as asynchronous:
         endings = Endings(client=asynchronous, remove_ghost=Ghosts(RoomServerSettings()).remove)
-        reaper = Reaper(
-            client=asynchronous, tenant="default", worker_id=WORKER, endings=endings, publish=lambda session: None
-        )
+        recovery = Recovery(client=asynchronous, endings=endings, publish=lambda session: None, lifetime=60)
+        reaper = Reaper(client=asynchronous, tenant="default", worker_id=WORKER, endings=endings, recovery=recovery)
         await reaper.judge()
         await endings.close()
 
     control = SessionControl(
         settings=FleetSettings.from_env({"REDIS_URL": redis_url}), client=client, publish=lambda session: None
     )
-    assert [session.reason for session in control.list()] == [Reason.WORKER_LOST]
+    assert [session.state for session in control.list()] == [State.RECOVERING]
     held = run(client, admission.holders("default"))
-    assert sorted(held) == sorted([damaged.session_id, newer.session_id]), "a newer worker may be in that room"
+    assert sorted(held) == sorted(each.session_id for each in (damaged, newer, lost))
     with pytest.raises(RecordUnreadable):
         control.get(newer.session_id)
 
@@ -201,3 +201,46 @@ async def test_an_agent_whose_media_server_is_gone_for_good_fails_its_session(fl
         finally:
             await asyncio.to_thread(fleet.stack.start, "livekit")
     assert (session.status, session.reason) == ("failed", "connect_failed")
+
+
+async def test_of_two_agents_of_a_session_only_the_younger_stays(fleet: Fleet) -> None:
+    async with fleet.call() as call:
+        session_id = call.session.session_id
+        async with _another_agent(fleet, call, epoch=0) as ghost:
+            assert await asyncio.wait_for(ghost, 3) == rtc.DisconnectReason.PARTICIPANT_REMOVED
+        assert await fleet.agents_in(call.token.room) == [f"agent-{session_id}-1"]
+        async with _another_agent(fleet, call, epoch=2):
+            deadline = time.monotonic() + 3
+            while (agents := await fleet.agents_in(call.token.room)) != [f"agent-{session_id}-2"]:
+                assert time.monotonic() < deadline, agents
+                await asyncio.sleep(0.05)
+        # It has left without a word in the record: the session is the younger one's.
+        assert (await fleet.state(session_id, "live")).reason is None
+        with connect(fleet.stack.settings["REDIS_URL"]) as client:
+            record = run(client, records.read(session_id))
+            assert record is not None
+            run(client, records.end(record, Reason.LEFT))
+            run(client, admission.release(record.tenant, record.room, session_id))
+
+
+@asynccontextmanager
+async def _another_agent(
+    fleet: Fleet, call: OngoingCall, *, epoch: int
+) -> AsyncIterator["asyncio.Future[rtc.DisconnectReason.ValueType]"]:
+    """An agent of another epoch in the call's room; why it was disconnected."""
+    settings = fleet.stack.settings
+    grants = api.VideoGrants(room_join=True, room=call.token.room, agent=True)
+    token = (
+        api.AccessToken(settings["LIVEKIT_API_KEY"], settings["LIVEKIT_API_SECRET"])
+        .with_identity(f"agent-{call.session.session_id}-{epoch}")
+        .with_kind("agent")
+        .with_grants(grants)
+        .to_jwt()
+    )
+    room, gone = rtc.Room(), asyncio.get_running_loop().create_future()
+    room.once("disconnected", gone.set_result)
+    await room.connect(settings["LIVEKIT_URL"], token)
+    try:
+        yield gone
+    finally:
+        await room.disconnect()

@@ -6,12 +6,16 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
-from livekit.agents import APIConnectionError, APIConnectOptions, llm
+import openai
+from livekit.agents import APIConnectionError, APIConnectOptions, APIError, APIStatusError, APITimeoutError, llm
 from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS
 
 from graphs.entities import AgentEvent, TextDelta, UsageReported, UserTurn
 from graphs.errors import LLMUnavailable
 from graphs.ports import AgentPort
+
+#: LiveKit takes it for a request that it has closed itself, and ends the reply without an error.
+_CLIENT_CLOSED_REQUEST = 499
 
 #: Told each event of a turn: its id, the event, and when it came (`time.time()`).
 Observer = Callable[[str, AgentEvent, float], None]
@@ -73,7 +77,8 @@ class _TurnStream(llm.LLMStream):
                         self._agent_llm.observe(turn.turn_id, event, time.time())
                         self._send(turn, event)
             except LLMUnavailable as error:
-                raise APIConnectionError(str(error), retryable=error.retryable) from error
+                # The client's own error may quote a server that quotes the caller.
+                raise _livekit_error(error) from None
 
     def _send(self, turn: UserTurn, event: AgentEvent) -> None:
         if isinstance(event, TextDelta):
@@ -93,3 +98,15 @@ def _newest_turn(chat_ctx: llm.ChatContext) -> UserTurn:
         item for item in reversed(chat_ctx.items) if isinstance(item, llm.ChatMessage) and item.role == "user"
     )
     return UserTurn(turn_id=newest.id, text=newest.text_content or "")
+
+
+def _livekit_error(error: LLMUnavailable) -> APIError:
+    """What the model's client reported, as LiveKit names it; LiveKit asks again when it is retryable."""
+    message, cause = str(error), error.cause
+    if isinstance(cause, openai.APIStatusError) and cause.status_code != _CLIENT_CLOSED_REQUEST:
+        return APIStatusError(
+            message, status_code=cause.status_code, request_id=cause.request_id, retryable=error.retryable
+        )
+    if isinstance(cause, openai.APITimeoutError):
+        return APITimeoutError(message, retryable=error.retryable)
+    return APIConnectionError(message, retryable=error.retryable)

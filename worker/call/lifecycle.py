@@ -10,13 +10,16 @@ from livekit.agents import (
     CloseEvent,
     ConversationItemAddedEvent,
     ErrorEvent,
+    SpeechCreatedEvent,
     UserStateChangedEvent,
     llm,
+    stt,
     utils,
 )
 from livekit.agents.types import NOT_GIVEN
 from livekit.agents.voice import SpeechHandle, io, room_io
 
+from graphs.entities import Message
 from worker.call import phrases
 from worker.call.agent_llm import AgentLLM
 from worker.call.ending import Countdown, Ending
@@ -41,7 +44,7 @@ class Call:
     """The agent in one room; belongs to one event loop.
 
     `spoken` is the audio of the fixed phrases by text, as far as it is there yet. `on_first_audio` is called whenever
-    the agent begins to speak.
+    the agent begins to speak. After `time_left` seconds the call has lasted long enough.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Call:
         clock: TurnClock,
         spoken: Mapping[str, bytes],
         on_first_audio: Callable[[], None],
+        time_left: float,
     ) -> None:
         self._session = session
         self._settings = settings
@@ -67,9 +71,10 @@ class Call:
         self._spoken = spoken
         self._on_first_audio = on_first_audio
         self._failures = 0
+        self._draft_failed = False
         self._farewell: asyncio.Task[None] | None = None
         self._idle = Countdown(ending, Reason.IDLE, seconds=settings.idle_timeout)
-        self._duration = Countdown(ending, Reason.MAX_DURATION, seconds=settings.max_duration)
+        self._duration = Countdown(ending, Reason.MAX_DURATION, seconds=time_left)
         self._voice = open_pipeline(settings, providers, agent_llm)
         self._user_state, self._agent_state = "listening", "initializing"
         self._listen_to_voice(providers)
@@ -97,17 +102,28 @@ class Call:
 
     async def wait_for_caller(self) -> bool:
         """Until the caller is in the room and hears the agent; False when the call ends before."""
-        arrived = await self._ending.unless_decided(
-            self._voice.room_io.wait_for_ready(), timeout=self._settings.caller_arrival_timeout
-        )
+        timeout, reason = self._settings.caller_arrival_timeout, Reason.CALLER_NEVER_ARRIVED
+        if self._session.first_audio_at is not None:
+            # Another process has talked with them; they have left it or are coming back.
+            timeout, reason = self._settings.caller_lost_grace, Reason.CALLER_LOST
+        arrived = await self._ending.unless_decided(self._voice.room_io.wait_for_ready(), timeout=timeout)
         if not arrived:
-            self._ending.decide(Reason.CALLER_NEVER_ARRIVED)
+            self._ending.decide(reason)
         return arrived
 
     def greet(self) -> None:
         """Say the greeting."""
         self._idle.start()
         self._say(self._settings.greeting)
+
+    def resume(self, unanswered: Message | None) -> None:
+        """Go on with a call that another process has lost, and answer what it has left unanswered."""
+        self._idle.start()
+        self._say(self._settings.resumption)
+        if unanswered is not None:
+            self._voice_agent.take_up(unanswered)
+            message = llm.ChatMessage(id=unanswered.id, role="user", content=[unanswered.content])
+            self._voice.generate_reply(user_input=message)
 
     async def close(self) -> None:
         """Fall silent, leave the room, then take the pipeline down."""
@@ -142,13 +158,23 @@ class Call:
         self._voice.on("conversation_item_added", self._ending.guard(self._item_added))
         self._voice.on("user_state_changed", self._ending.guard(self._user_state_changed))
         self._voice.on("agent_state_changed", self._ending.guard(self._agent_state_changed))
+        self._voice.on("speech_created", self._ending.guard(self._speech_created))
         self._voice.on("error", self._ending.guard(self._provider_failed))
         self._voice.on("close", self._ending.guard(self._voice_closed))
 
     def _item_added(self, event: ConversationItemAddedEvent) -> None:
         self._voice_agent.item_added(event)
-        if isinstance(event.item, llm.ChatMessage) and "tts_node_ttfb" in event.item.metrics:
+        if not isinstance(event.item, llm.ChatMessage):
+            return
+        if "tts_node_ttfb" in event.item.metrics:
             self._failures = 0
+        if event.item.role == "user" and self._draft_failed:
+            self._draft_failed = False
+            self._turn_failed()
+
+    def _speech_created(self, _: SpeechCreatedEvent) -> None:
+        # It takes the place of the draft before.
+        self._draft_failed = False
 
     def _playback_started(self, event: io.PlaybackStartedEvent) -> None:
         self._clock.playback_started(event.created_at)
@@ -173,6 +199,13 @@ class Call:
     def _provider_failed(self, event: ErrorEvent) -> None:
         if getattr(event.error, "recoverable", False) or self._farewell is not None:
             return
+        if self._agent_state == "listening" and not isinstance(event.source, stt.STT):
+            # A draft, while the caller may still go on: it fails the turn when it becomes its answer.
+            self._draft_failed = True
+        else:
+            self._turn_failed()
+
+    def _turn_failed(self) -> None:
         self._failures += 1
         logger.warning("a provider failed", extra={"session": self._session.session_id, "count": self._failures})
         if self._failures <= _FAILURES_FORGIVEN:

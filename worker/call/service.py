@@ -3,36 +3,44 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from livekit import rtc
 from livekit.agents import utils
 
-from graphs.knowledge.catalogue import load_catalogue
-from graphs.llm.openai import OpenAILLM
+from graphs import entities
+from graphs.entities import Message
+from graphs.errors import MemoryUnavailable, StaleWriter
 from graphs.retrieval import Retrieval
-from graphs.supervisor import build_supervisor
+from graphs.supervisor import SupervisorAgent
 from graphs.tickets import RedisTickets
 from worker.call import room as rooms
 from worker.call.agent_llm import AgentLLM
+from worker.call.agents import open_agent, settings_of
 from worker.call.commands import SOCKET_TIMEOUT, commands
+from worker.call.dead_man import DeadMan
 from worker.call.ending import Ending
 from worker.call.errors import ConnectFailed, SpeechNotRendered
+from worker.call.fences import Fences
 from worker.call.knowledge import open_search
 from worker.call.lifecycle import Call
 from worker.call.phrases import Phrases, open_cache
 from worker.call.presence import Presence
-from worker.call.providers import open_providers
+from worker.call.providers import Providers, open_providers
 from worker.call.settings import CallSettings
 from worker.call.timings import TurnClock
 from worker.call.voice_agent import VoiceAgent
+from worker.conversation.continuing import Conversation, open_conversation
 from worker.conversation.transcript import Transcript, exchange_turn
-from worker.fleet import admission, records
+from worker.fleet import admission, records, workers
 from worker.fleet.child import Child
 from worker.fleet.errors import MoveRefused, RecordUnreadable, SessionNotFound, StateUnavailable
+from worker.fleet.ghosts import Ghosts, RoomServerSettings
 from worker.fleet.redis_operations import Operation, connect_async, run_async
 from worker.fleet.session import Reason, Session, State
 from worker.fleet.task_states import DRAINING, LIVE
@@ -46,6 +54,9 @@ _STAMP = 0.5
 #: Seconds between two attempts, and seconds all of them may take, to record an end while Redis is away.
 _END_RETRY = 0.5
 _END_LIMIT = 120.0
+#: Seconds between two attempts, and seconds all of them may take, to read what was said before.
+_LOAD_RETRY = 0.5
+_LOAD_LIMIT = 20.0
 #: Seconds the last turns may take to reach Redis.
 _FLUSH_LIMIT = 2.0
 
@@ -80,6 +91,13 @@ class _Service:
         self._ending = Ending(session_id)
         self._emptied = child.emptied
         self._is_live = False
+        self._ghosts = Ghosts(
+            RoomServerSettings(
+                LIVEKIT_URL=settings.livekit_url,
+                LIVEKIT_API_KEY=settings.livekit_api_key,
+                LIVEKIT_API_SECRET=settings.livekit_api_secret,
+            )
+        )
         self._is_recorded = False
         self._is_recorded_by_another = False
 
@@ -123,7 +141,7 @@ class _Service:
         confirm = admission.confirm(session.tenant, session.room, session.session_id, hold=hold)
         if await run_async(self._client, confirm):
             return session
-        self._ending.decide(Reason.JOIN_EXPIRED)
+        self._ending.decide(Reason.JOIN_EXPIRED if session.epoch == 1 else Reason.WORKER_LOST)
         await self._record_end(session)
         return None
 
@@ -160,29 +178,64 @@ class _Service:
             await self._record_end(session)
 
     async def _talk(self, session: Session, stack: AsyncExitStack) -> None:
+        # Whatever the call does from here on, it does as this session wants it.
+        self._settings = settings_of(session, self._settings)
         room = rtc.Room()
         presence = Presence(room, session, ending=self._ending, grace=self._settings.caller_lost_grace)
         stack.callback(presence.close)
+        fences, dead_man = self._raise_fences(room, session, stack)
         connecting = asyncio.create_task(rooms.connect(room, session, self._settings))
         stack.push_async_callback(self._disconnect, room, connecting)
+        providers = open_providers(self._settings)
+        stack.push_async_callback(providers.aclose)
         spoken: dict[str, bytes] = {}
-        greeting = self._render(spoken, stack)
-        transcript = self._open_transcript(session, stack)
-        call = self._build(session, room, transcript, spoken, stack)
-        stack.push_async_callback(self._leave, session, call, transcript, connecting)
-        if not await self._ending.unless_decided(_enter(connecting, call)):
+        greeting = self._render(providers, spoken, stack)
+        conversation = await self._open_conversation(session, stack)
+        begun = await self._load(session, conversation)
+        if begun is None:
             return
-        await self._move(session, State.WAITING, stamp="connected_at")
+        transcript = self._open_transcript(session)
+        agent = self._build_agent(session, providers, transcript, begun, stack)
+        self._keep(stack, transcript.write(then=partial(conversation.compact, agent, transcript)))
+        call = self._build_call(session, room, providers, agent, transcript, spoken, stack)
+        stack.push_async_callback(self._leave, session, call, transcript, connecting, dead_man)
+        if not await self._ending.unless_decided(_enter(connecting, call, fences)):
+            return
+        await self._move(session, State.WAITING, stamp="connected_at" if session.epoch == 1 else "recovered_at")
         if await call.wait_for_caller() and await self._ending.unless_decided(_until(greeting)):
-            call.greet()
+            if begun.messages:
+                call.resume(_unanswered(begun.messages))
+            else:
+                call.greet()
             await self._ending.wait()
 
-    def _render(self, spoken: dict[str, bytes], stack: AsyncExitStack) -> asyncio.Task[None]:
+    def _raise_fences(self, room: rtc.Room, session: Session, stack: AsyncExitStack) -> tuple[Fences, DeadMan]:
+        async def is_ours() -> bool:
+            record = await run_async(self._client, records.read(session.session_id))
+            # Without its record the session registers again.
+            return record is None or (record.epoch, record.owner) == (session.epoch, session.owner)
+
+        fences = Fences(
+            room,
+            session,
+            ending=self._ending,
+            remove=partial(self._ghosts.remove_identity, session),
+            is_ours=is_ours,
+            run=partial(self._keep, stack),
+        )
+        dead_man = DeadMan(
+            self._child, ask=lambda: run_async(self._client, workers.fleet()), witness=lambda: fences.is_witness
+        )
+        stack.callback(dead_man.stand_down)
+        self._keep(stack, dead_man.keep())
+        return fences, dead_man
+
+    def _render(self, providers: Providers, spoken: dict[str, bytes], stack: AsyncExitStack) -> asyncio.Task[None]:
         """Fetch the fixed phrases' audio into `spoken`; the greeting's task, which the call cannot do without."""
         settings = self._settings
         cache = open_cache(settings)
         stack.push_async_callback(cache.aclose)
-        phrases = Phrases(settings, cache=cache)
+        phrases = Phrases(providers.voices, cache=cache, timeout=settings.provider_timeout)
 
         async def load_greeting() -> None:
             spoken[settings.greeting] = await phrases.load(settings.greeting)
@@ -192,30 +245,65 @@ class _Service:
         self._keep(stack, _load_apologies(phrases, spoken, settings))
         return greeting
 
-    def _build(
+    async def _open_conversation(self, session: Session, stack: AsyncExitStack) -> Conversation:
+        opened = open_conversation(
+            session,
+            client=self._client,
+            redis_url=self._settings.redis_url,
+            lifetime=self._settings.session_hold,
+            on_lost=self._ending.supersede,
+        )
+        return await stack.enter_async_context(opened)
+
+    async def _load(self, session: Session, conversation: Conversation) -> entities.Session | None:
+        """What was said before; None when the call ends before that is known."""
+        if session.epoch == 1 and not session.continues:
+            # Nobody can have said anything yet, and the caller waits.
+            return entities.Session(session.session_id, session.metadata, (), active="", cursor="0-0")
+        async with asyncio.timeout(_LOAD_LIMIT):
+            while not self._ending.is_decided:
+                try:
+                    return await conversation.load()
+                except (StateUnavailable, MemoryUnavailable):
+                    logger.warning("what was said before is not readable", extra={"session": session.session_id})
+                    await asyncio.sleep(_LOAD_RETRY)
+                except StaleWriter:
+                    self._ending.supersede()
+            return None
+
+    def _build_agent(
+        self,
+        session: Session,
+        providers: Providers,
+        transcript: Transcript,
+        begun: entities.Session,
+        stack: AsyncExitStack,
+    ) -> SupervisorAgent:
+        return open_agent(
+            session,
+            begun,
+            self._settings,
+            client=providers.openai,
+            open_ticket=RedisTickets(self._client, tenant=session.tenant),
+            retrieval=self._open_retrieval(stack),
+            on_exchange=lambda exchange: transcript.add(exchange_turn(exchange)),
+        )
+
+    def _build_call(
         self,
         session: Session,
         room: rtc.Room,
+        providers: Providers,
+        agent: SupervisorAgent,
         transcript: Transcript,
         spoken: Mapping[str, bytes],
         stack: AsyncExitStack,
     ) -> Call:
-        settings = self._settings
-        providers = open_providers(settings)
-        stack.push_async_callback(providers.aclose)
-        agent = build_supervisor(
-            llm=OpenAILLM(providers.openai, model=settings.llm_model, timeout=settings.provider_timeout),
-            open_ticket=RedisTickets(self._client, tenant=session.tenant),
-            slots=session.metadata,
-            catalogue=load_catalogue(settings.knowledge) if settings.knowledge else None,
-            retrieval=self._open_retrieval(stack),
-            on_exchange=lambda exchange: transcript.add(exchange_turn(exchange)),
-        )
         clock = TurnClock()
         voice_agent = VoiceAgent(agent, transcript=transcript, clock=clock)
         return Call(
             session,
-            settings=settings,
+            settings=self._settings,
             room=room,
             ending=self._ending,
             providers=providers,
@@ -224,6 +312,7 @@ class _Service:
             clock=clock,
             spoken=spoken,
             on_first_audio=lambda: self._went_live(session, stack),
+            time_left=_time_left(session, self._settings),
         )
 
     def _open_retrieval(self, stack: AsyncExitStack) -> Retrieval | None:
@@ -240,24 +329,28 @@ class _Service:
         await asyncio.gather(connecting, return_exceptions=True)
         await room.disconnect()
 
-    def _open_transcript(self, session: Session, stack: AsyncExitStack) -> Transcript:
-        transcript = Transcript(
+    def _open_transcript(self, session: Session) -> Transcript:
+        return Transcript(
             session,
             client=self._client,
             lifetime=self._settings.session_hold,
             on_lost=self._ending.supersede,
         )
-        self._keep(stack, transcript.write())
-        return transcript
 
     async def _leave(
-        self, session: Session, call: Call, transcript: Transcript, connecting: asyncio.Task[None]
+        self,
+        session: Session,
+        call: Call,
+        transcript: Transcript,
+        connecting: asyncio.Task[None],
+        dead_man: DeadMan,
     ) -> None:
         """Out of the room; the end is decided and recorded before, the slow parts come after."""
         if not self._ending.superseded:
             await self._move(session, State.ENDING, stamp="ending_at")
         await asyncio.gather(connecting, return_exceptions=True)
         await call.close()
+        dead_man.stand_down()
         if not await transcript.flush(timeout=_FLUSH_LIMIT):
             logger.warning("last turns not stored", extra={"session": session.session_id})
         await self._record_end(session)
@@ -266,7 +359,8 @@ class _Service:
     def _went_live(self, session: Session, stack: AsyncExitStack) -> None:
         if not self._is_live:
             self._is_live = True
-            self._keep(stack, self._move(session, State.LIVE, stamp="first_audio_at", patient=True))
+            stamp = "first_audio_at" if session.first_audio_at is None else "recovered_at"
+            self._keep(stack, self._move(session, State.LIVE, stamp=stamp, patient=True))
             self._announce(LIVE)
 
     async def _move(self, session: Session, target: State, *, stamp: str, patient: bool = False) -> None:
@@ -360,9 +454,24 @@ class _Service:
             self._ending.decide(Reason.INTERNAL_ERROR)
 
 
-async def _enter(connecting: asyncio.Task[None], call: Call) -> None:
+async def _enter(connecting: asyncio.Task[None], call: Call, fences: Fences) -> None:
     await asyncio.shield(connecting)
-    await call.start()
+    await asyncio.gather(call.start(), fences.remove_older())
+
+
+def _unanswered(messages: Sequence[Message]) -> Message | None:
+    """The caller's last words, if nothing was said after them."""
+    spoken = [
+        message for message in messages if message.role == "user" or (message.role == "assistant" and message.content)
+    ]
+    return spoken[-1] if spoken and spoken[-1].role == "user" else None
+
+
+def _time_left(session: Session, settings: CallSettings) -> float:
+    """Seconds until the call has lasted long enough, whoever has served it so far."""
+    if session.epoch == 1 or session.admitted_at is None:
+        return settings.max_duration
+    return max(session.admitted_at + settings.max_duration - time.time(), 0.0)
 
 
 async def _until(task: asyncio.Task[None]) -> None:

@@ -73,6 +73,11 @@ class VoiceAgent(Agent):
         self._unanswered = new_message.text_content
         await self._transcript.flush(timeout=_STORE_LIMIT)
 
+    def take_up(self, message: Message) -> None:
+        """Be ready to answer words that were stored before."""
+        self._turn_id = self._answer_id = message.id
+        self._unanswered = message.content
+
     def observe(self, answer_id: str, event: AgentEvent, at: float) -> None:
         """Note who speaks in an answer, and on which passages."""
         answer = self._answers.setdefault(answer_id, _Answer(self._agent.active))

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -75,6 +75,9 @@ class Transcript:
         self._some = asyncio.Event()
         self._none = asyncio.Event()
         self._none.set()
+        #: How many turns this owner has written, and the stream id of the newest one.
+        self.written = 0
+        self.cursor = "0-0"
 
     def add(self, turn: Turn) -> None:
         """Queue one turn."""
@@ -91,19 +94,25 @@ class Transcript:
             return False
         return True
 
-    async def write(self) -> None:
-        """Write turns in order until cancelled; each is tried until Redis takes it."""
+    async def write(self, *, then: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Write turns in order until cancelled; each is tried until Redis takes it.
+
+        `then` is awaited whenever no turn waits; those that come meanwhile wait for it.
+        """
         while await self._some.wait():
             if await self._written(self._waiting[0]):
                 self._waiting.popleft()
             if not self._waiting:
                 self._some.clear()
                 self._none.set()
+                if then is not None:
+                    await then()
 
     async def _written(self, turn: Turn) -> bool:
         operation = records.append_turn(self._session, asdict(turn), lifetime=self._lifetime)
         try:
-            await run_async(self._client, operation)
+            self.cursor = await run_async(self._client, operation)
+            self.written += 1
         except (StateUnavailable, SessionNotFound):
             # Without its record the session registers again, or its end is decided.
             logger.warning("turn waits for Redis", extra={"session": self._session.session_id})

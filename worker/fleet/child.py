@@ -71,6 +71,14 @@ class Child:
                 raise TimeoutError("no keeper has cleared the slot of its last session")
             time.sleep(_VACANT_RETRY)
 
+    def arm(self, seconds: float) -> None:
+        """Have the kernel kill this process after so many seconds, unless it is armed again or disarmed."""
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def disarm(self) -> None:
+        """Let it live."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
     def finish(self) -> None:
         """Leave the slot, to the keeper if the session did not clear it, and disarm what the session may have armed."""
         self.slot.abandon()

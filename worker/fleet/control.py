@@ -71,6 +71,7 @@ class SessionControl:
         room: str,
         user_id: str,
         metadata: Mapping[str, Any],
+        configuration: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Joined:
         """Admit a session for the room, or answer with the one that is there.
@@ -80,7 +81,7 @@ class SessionControl:
         repeats the join with the same key gets one session in any case.
         """
         join = Join(
-            self._new_session(room=room, user_id=user_id, metadata=metadata),
+            self._new_session(room=room, user_id=user_id, metadata=metadata, configuration=configuration or {}),
             idempotency_key=idempotency_key,
             check=self._check_server,
             run=self._run,
@@ -136,7 +137,9 @@ class SessionControl:
             raise SessionNotFound()
         return session
 
-    def _new_session(self, *, room: str, user_id: str, metadata: Mapping[str, Any]) -> Session:
+    def _new_session(
+        self, *, room: str, user_id: str, metadata: Mapping[str, Any], configuration: Mapping[str, Any]
+    ) -> Session:
         now = time.time()
         return Session(
             session_id=uuid.uuid4().hex,
@@ -144,6 +147,7 @@ class SessionControl:
             room=room,
             user_id=user_id,
             metadata=metadata,
+            configuration=configuration,
             state=State.QUEUED,
             epoch=1,
             join_deadline=now + self._settings.join_ttl,

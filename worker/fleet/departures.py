@@ -7,8 +7,9 @@ that nobody serves is ended here:
     is over, or there is none           nothing
     has an owner whose lease holds      nothing: it is the owner's business
     is queued, nobody has claimed it    `ended` with the departure's reason, `caller_left` or `room_closed`
-    has an owner whose lease is gone    what the reaper would make of it: `failed` with `worker_lost`, or the end it
-                                        was in
+    waits for another owner             `ended` with the departure's reason
+    has an owner whose lease is gone    `ended` with the departure's reason, or the end it was in: there is nobody to go
+                                        on for
 
 A lease is gone when Redis, seen without a break for a whole lease, shows none. After an outage of Redis every lease
 looks gone until its keeper has renewed it, and just then LiveKit repeats what could not be delivered before.
@@ -126,7 +127,7 @@ class Departures:
         if session.owner:
             if not self._is_lost(session.owner):
                 return None
-            reason = session.reason or Reason.WORKER_LOST
+            reason = session.reason or reason
         try:
             self._run(records.end(session, reason))
         except (MoveRefused, SessionNotFound) as refusal:

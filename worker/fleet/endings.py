@@ -54,8 +54,14 @@ class Endings:
             "session %s ended by the keeper: %s (%d so far)", session.session_id, reason, self.counts[reason]
         )
         await self.release(session)
+        self.clear_up(session, reason)
+
+    def clear_up(self, session: Session, reason: Reason) -> None:
+        """Begin to remove the agent of a lost owner and to show the end of its task.
+
+        Nobody waits for it: the room is free without it, because the next agent has another identity.
+        """
         if session.owner:
-            # The room is free without it: the next agent has another identity.
             self._do_later(self._remove_ghost(session))
         if self._show is not None:
             self._do_later(_show_later(self._show, session, reason))

@@ -11,7 +11,8 @@ FleetError
 ├── IdempotencyKeyReused
 ├── MoveRefused
 │   ├── StaleEpoch
-│   └── IllegalMove
+│   ├── IllegalMove
+│   └── RecoveriesExhausted
 └── JoinRefused
     ├── FleetNotReady
     ├── NoWorker
@@ -77,6 +78,10 @@ class StaleEpoch(MoveRefused):
 
 class IllegalMove(MoveRefused):
     """The session's state does not allow this move."""
+
+
+class RecoveriesExhausted(MoveRefused):
+    """Too many owners in a row were lost with this session."""
 
 
 class JoinRefused(FleetError):

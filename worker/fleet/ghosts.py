@@ -39,6 +39,10 @@ class Ghosts:
 
     async def remove(self, session: Session) -> None:
         """Remove the session's agent from its room; one that is not there is fine, an absent server is logged."""
+        await self.remove_identity(session, session.agent_identity)
+
+    async def remove_identity(self, session: Session, identity: str) -> None:
+        """The same for one of its agents, by the participant's identity."""
         settings = self._settings
         if not self._is_possible:
             logger.info("session %s: no LiveKit settings, its participant stays until it times out", session.session_id)
@@ -54,9 +58,7 @@ class Ghosts:
                 settings.api_secret,
                 timeout=ClientTimeout(total=_TIMEOUT),
             ) as server:
-                await server.room.remove_participant(
-                    api.RoomParticipantIdentity(room=session.room, identity=session.agent_identity)
-                )
+                await server.room.remove_participant(api.RoomParticipantIdentity(room=session.room, identity=identity))
         except (api.TwirpError, ClientError, TimeoutError, OSError) as error:
             if getattr(error, "code", None) != "not_found":
                 logger.warning("session %s: its participant is still in the room", session.session_id, exc_info=error)

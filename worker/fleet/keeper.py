@@ -27,6 +27,7 @@ from worker.fleet.ghosts import Ghosts, RoomServerSettings
 from worker.fleet.health import HealthFile
 from worker.fleet.publishing import publisher
 from worker.fleet.reaper import Observation, Reaper
+from worker.fleet.recovery import Recovery
 from worker.fleet.redis_operations import connect_async, run_async
 from worker.fleet.session import Reason
 from worker.fleet.settings import FleetSettings
@@ -107,6 +108,7 @@ class Keeper:
         status: WorkerStatus,
         client: "redis.asyncio.Redis",
         endings: Endings,
+        recovery: Recovery,
         reaper: Reaper,
         health: HealthFile,
         on_first_lease: Callable[[], None],
@@ -115,6 +117,7 @@ class Keeper:
         self._status = status
         self._client = client
         self._endings = endings
+        self._recovery = recovery
         self._reaper = reaper
         self._health = health
         self._on_first_lease = on_first_lease
@@ -169,8 +172,10 @@ class Keeper:
         if session is None or session.is_over:
             return
         if (session.owner, session.epoch) == (self._status.worker_id, lost.epoch):
-            abandoned = lost.pid == ABANDONED
-            await self._endings.end(session, Reason.INTERNAL_ERROR if abandoned else Reason.WORKER_LOST)
+            if lost.pid == ABANDONED:
+                await self._endings.end(session, Reason.INTERNAL_ERROR)
+            else:
+                await self._recovery.recover(session)
 
     async def _renew(self) -> None:
         sent_at = time.monotonic_ns()
@@ -270,17 +275,24 @@ async def keep(table: Table, status: WorkerStatus) -> None:
         remove_ghost=ghosts.remove,
         show=partial(show_end, producer, hostname=status.worker_id.rpartition("#")[0]),
     )
+    recovery = Recovery(
+        client=client,
+        endings=endings,
+        publish=publisher(producer, join_ttl=settings.join_ttl),
+        lifetime=settings.session_hold,
+    )
     keeper = Keeper(
         table=table,
         status=status,
         client=client,
         endings=endings,
+        recovery=recovery,
         reaper=Reaper(
             client=client,
             tenant=settings.tenant,
             worker_id=status.worker_id,
             endings=endings,
-            publish=publisher(producer, join_ttl=settings.join_ttl),
+            recovery=recovery,
         ),
         health=HealthFile(settings.health_file),
         on_first_lease=_say_leased,

@@ -8,6 +8,8 @@ from worker.fleet.session import Session
 
 TASK_NAME = "run_session"
 SESSIONS_QUEUE = "sessions"
+#: Consumed before all others: a caller waits there who was talking already.
+RECOVERY_QUEUE = "recovery"
 
 
 def publisher(app: Celery, *, join_ttl: float) -> Callable[[Session], None]:
@@ -18,7 +20,7 @@ def publisher(app: Celery, *, join_ttl: float) -> Callable[[Session], None]:
             TASK_NAME,
             args=(session.session_id, session.epoch),
             task_id=_task_id(session),
-            queue=SESSIONS_QUEUE,
+            queue=SESSIONS_QUEUE if session.epoch == 1 else RECOVERY_QUEUE,
             expires=join_ttl,
         )
 

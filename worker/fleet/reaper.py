@@ -4,26 +4,25 @@ It judges only after its keeper has seen Redis without a break for a whole lease
 renewed its lease again, so an outage of Redis, however long, ends no call.
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 import redis.asyncio
-from kombu.exceptions import OperationalError
 
 from worker.fleet import admission, records, workers
 from worker.fleet.endings import Endings
 from worker.fleet.errors import RecordUnreadable
+from worker.fleet.recovery import Recovery
 from worker.fleet.redis_operations import Answer, Operation, run_async
 from worker.fleet.session import Reason, Session, State
 
 logger = logging.getLogger(__name__)
 
-#: Seconds a queued session may be without a message: `/join` is just publishing it.
+#: Seconds a session that waits for an owner may be without a message: `/join` is just publishing it.
 UNPUBLISHED = 2.0
-#: Seconds after which a queued session's message is published again. Reading a message is not atomic on Redis: a
+#: Seconds after which its message is published again. Reading a message is not atomic on Redis: a
 #: worker that dies in that moment leaves no trace of it anywhere. So it is repeated until the join deadline instead of
 #: searched for; of several messages only one finds the session unclaimed, the others end at once.
 UNCLAIMED = 5.0
@@ -102,14 +101,14 @@ class Reaper:
         tenant: str,
         worker_id: str,
         endings: Endings,
-        publish: Callable[[Session], None],
+        recovery: Recovery,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._tenant = tenant
         self._worker_id = worker_id
         self._endings = endings
-        self._publish = publish
+        self._recovery = recovery
         self._clock = clock
         self._lasting = Lasting(clock)
         self._closed_since: float | None = None
@@ -150,10 +149,10 @@ class Reaper:
                 await self._release_unrecorded(session_id, holding=session_id in holders)
             elif session.is_over:
                 await self._release_over(session, alive, holding=session_id in holders)
-            elif session.state is State.QUEUED:
-                await self._judge_queued(session)
+            elif session.state in (State.QUEUED, State.RECOVERING):
+                await self._judge_unclaimed(session)
             elif session.owner not in alive:
-                await self._endings.end(session, Reason.WORKER_LOST)
+                await self._recovery.recover(session)
         self._unfinished = {key for key, session in sessions.items() if session and not session.is_over}
         self._lasting.next_round()
 
@@ -190,25 +189,17 @@ class Reaper:
             await self._endings.release(session)
             logger.warning("session %s held its room after its end, released", session.session_id)
 
-    async def _judge_queued(self, session: Session) -> None:
+    async def _judge_unclaimed(self, session: Session) -> None:
         if time.time() > session.join_deadline:
-            await self._endings.end(session, Reason.JOIN_EXPIRED)
+            recovering = session.state is State.RECOVERING
+            await self._endings.end(session, Reason.WORKER_LOST if recovering else Reason.JOIN_EXPIRED)
             return
-        waiting = f"queued {session.session_id}"
+        waiting = f"unclaimed {session.session_id} {session.epoch}"
         patience = UNPUBLISHED if session.published_at is None else UNCLAIMED
         if self._lasting.seconds(waiting) >= patience:
             self._lasting.restart(waiting)
-            await self._publish_again(session)
-
-    async def _publish_again(self, session: Session) -> None:
-        try:
-            # The broker's library blocks, and children are watched meanwhile.
-            await asyncio.to_thread(self._publish, session)
-        except OperationalError:
-            logger.warning("session %s: message not published", session.session_id, exc_info=True)
-            return
-        await self._run(records.stamp_published(session.session_id, epoch=session.epoch))
-        logger.info("session %s is still queued, message published again", session.session_id)
+            logger.info("session %s is still %s, its message is published again", session.session_id, session.state)
+            await self._recovery.publish(session)
 
     async def _run(self, operation: Operation[Answer]) -> Answer:
         return await run_async(self._client, operation)

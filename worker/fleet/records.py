@@ -5,6 +5,8 @@ Key space (one slot per session; all expire):
     muster:{s:<session id>}:commands  STREAM  what the owner is asked to do, `kind` and `id`
     muster:{s:<session id>}:turns     STREAM  committed turns, `turn` = JSON
 
+and, written by `graphs/checkpointer.py`, `checkpoints` and `checkpoint_writes`, which live as long as these.
+
 An active record lives for the longest call and some minutes, an ended one for `KEPT_AFTER_END`.
 """
 
@@ -14,12 +16,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from worker.fleet.errors import IllegalMove, RecordUnreadable, SessionNotFound, StaleEpoch
+from worker.fleet.errors import IllegalMove, RecordUnreadable, RecoveriesExhausted, SessionNotFound, StaleEpoch
 from worker.fleet.redis_operations import NEVER, NOW, Operation, pairs, too_late
 from worker.fleet.session import Reason, Session, State, states_before
 
 logger = logging.getLogger(__name__)
 
+#: What expires together.
+_LASTING = ("record", "commands", "turns", "checkpoints", "checkpoint_writes")
 #: Seconds an ended session can still be looked up.
 KEPT_AFTER_END = 24 * 3600.0
 
@@ -53,6 +57,23 @@ if #ARGV > 6 then redis.call('HSET', KEYS[1], unpack(ARGV, 7)) end
 for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[5]) end
 return {{'moved', redis.call('HGETALL', KEYS[1])}}"""
 
+# ARGV: epoch, owner, states it may come from, recoveries in a row at most, ms after its claim from which on an owner
+# has been there long enough, ms until the next one must have claimed it, lifetime in ms.
+_RECOVER = f"""#!lua flags=allow-oom
+{NOW}
+local record = redis.call('HMGET', KEYS[1], 'state', 'epoch', 'owner', 'claimed_at', 'recoveries')
+if not record[1] then return {{'missing'}} end
+if record[2] ~= ARGV[1] or (record[3] or '') ~= ARGV[2] then return {{'stale'}} end
+if not string.find(ARGV[3], ',' .. record[1] .. ',', 1, true) then return {{'illegal', record[1]}} end
+local recoveries = tonumber(record[5] or 0)
+if record[4] and now - record[4] * 1000 >= tonumber(ARGV[5]) then recoveries = 0 end
+if recoveries >= tonumber(ARGV[4]) then return {{'exhausted'}} end
+redis.call('HSET', KEYS[1], 'state', '{State.RECOVERING}', 'epoch', ARGV[1] + 1, 'owner', '',
+  'recoveries', recoveries + 1, 'recovering_at', now / 1000, 'join_deadline', (now + ARGV[6]) / 1000)
+redis.call('HDEL', KEYS[1], 'published_at')
+for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[7]) end
+return {{'moved', redis.call('HGETALL', KEYS[1])}}"""
+
 _STAMP = f"""#!lua
 {NOW}
 local record = redis.call('HMGET', KEYS[1], 'epoch', 'owner')
@@ -61,19 +82,20 @@ if record[1] ~= ARGV[1] or (record[2] or '') ~= ARGV[2] then return 'stale' end
 redis.call('HSETNX', KEYS[1], ARGV[3], now / 1000)
 return 'stamped'"""
 
-# ARGV: states that count as over, states that can be cancelled at once, lifetime after the end, command id, lifetime.
+# ARGV: states that count as over, lifetime after the end, command id, lifetime. Without an owner it ends at once.
 _LEAVE = f"""#!lua flags=allow-oom
 {NOW}
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {{'missing'}} end
 if string.find(ARGV[1], ',' .. state .. ',', 1, true) then return {{'over', redis.call('HGETALL', KEYS[1])}} end
-if state == ARGV[2] then
-  redis.call('HSET', KEYS[1], 'state', '{State.ENDED}', 'reason', '{Reason.CANCELLED}', 'ended_at', now / 1000)
-  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+local reason = ({{ {State.QUEUED} = '{Reason.CANCELLED}', {State.RECOVERING} = '{Reason.LEFT}' }})[state]
+if reason then
+  redis.call('HSET', KEYS[1], 'state', '{State.ENDED}', 'reason', reason, 'ended_at', now / 1000)
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
   return {{'cancelled', redis.call('HGETALL', KEYS[1])}}
 end
-redis.call('XADD', KEYS[2], '*', 'kind', 'leave', 'id', ARGV[4])
-redis.call('PEXPIRE', KEYS[2], ARGV[5])
+redis.call('XADD', KEYS[2], '*', 'kind', 'leave', 'id', ARGV[3])
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
 return {{'asked', redis.call('HGETALL', KEYS[1])}}"""
 
 _APPEND_TURN = """#!lua
@@ -180,7 +202,7 @@ def move(
     flat = [part for item in (fields or {}).items() for part in item]
     return Operation(
         script=_MOVE,
-        keys=[_key(session_id, name) for name in ("record", "commands", "turns")],
+        keys=[_key(session_id, name) for name in _LASTING],
         arguments=[
             target,
             _listed(states_before(target)),
@@ -195,7 +217,7 @@ def move(
 
 
 def claim(session_id: str, *, epoch: int, owner: str, lifetime: float) -> Operation[Session]:
-    """Make `owner` the queued session's owner."""
+    """Make `owner` the owner of a session that waits for one."""
     return move(
         session_id,
         State.CONNECTING,
@@ -204,6 +226,28 @@ def claim(session_id: str, *, epoch: int, owner: str, lifetime: float) -> Operat
         lifetime=lifetime,
         stamp="claimed_at",
         fields={"owner": owner},
+    )
+
+
+def recover(session: Session, *, most: int, settled: float, patience: float, lifetime: float) -> Operation[Session]:
+    """Take the session from its lost owner, and let whoever claims it within `patience` seconds go on with it.
+
+    Raises `RecoveriesExhausted` when `most` owners in a row were lost within `settled` seconds of their claim, and
+    what `move` does.
+    """
+    return Operation(
+        script=_RECOVER,
+        keys=[_key(session.session_id, name) for name in _LASTING],
+        arguments=[
+            session.epoch,
+            session.owner,
+            _listed(states_before(State.RECOVERING)),
+            most,
+            _milliseconds(settled),
+            _milliseconds(patience),
+            _milliseconds(lifetime),
+        ],
+        parse=_parse_move,
     )
 
 
@@ -241,13 +285,12 @@ def stamp_published(session_id: str, *, epoch: int) -> Operation[None]:
 
 
 def leave(session_id: str, *, command_id: str, lifetime: float) -> Operation[LeaveAnswer]:
-    """Cancel a queued session, or ask the owner of a running one to leave; raises `SessionNotFound`."""
+    """End a session that waits for an owner, or ask the owner of a running one to leave; raises `SessionNotFound`."""
     return Operation(
         script=_LEAVE,
         keys=[record_key(session_id), commands_key(session_id)],
         arguments=[
             _listed([State.ENDED, State.FAILED]),
-            State.QUEUED,
             _milliseconds(KEPT_AFTER_END),
             command_id,
             _milliseconds(lifetime),
@@ -284,6 +327,8 @@ def _accepted(raw: Sequence[Any], expected: str) -> Sequence[Any]:
         return raw
     if raw[0] == "stale":
         raise StaleEpoch()
+    if raw[0] == "exhausted":
+        raise RecoveriesExhausted()
     if raw[0] == "illegal":
         raise IllegalMove(f"a session that is {raw[1]} cannot make this move")
     raise SessionNotFound()

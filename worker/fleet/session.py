@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -20,6 +20,8 @@ class State(StrEnum):
     WAITING = "waiting"
     #: Agent and caller talk.
     LIVE = "live"
+    #: Its owner is lost; its message waits for another one, which goes on with the call.
+    RECOVERING = "recovering"
     #: The end is decided; the agent is leaving.
     ENDING = "ending"
     #: Over, in a way somebody asked for or the rules provide.
@@ -64,10 +66,11 @@ _OVER = frozenset({State.ENDED, State.FAILED})
 _NEXT: Mapping[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.CONNECTING}) | _OVER,
     # While Redis is away a call goes on, and its record catches up with it in one step.
-    State.CONNECTING: frozenset({State.WAITING, State.LIVE, State.ENDING}) | _OVER,
-    State.WAITING: frozenset({State.LIVE, State.ENDING}) | _OVER,
+    State.CONNECTING: frozenset({State.WAITING, State.LIVE, State.RECOVERING, State.ENDING}) | _OVER,
+    State.WAITING: frozenset({State.LIVE, State.RECOVERING, State.ENDING}) | _OVER,
     # The move to `LIVE` is repeated when its answer was lost.
-    State.LIVE: frozenset({State.LIVE, State.ENDING}) | _OVER,
+    State.LIVE: frozenset({State.LIVE, State.RECOVERING, State.ENDING}) | _OVER,
+    State.RECOVERING: frozenset({State.CONNECTING}) | _OVER,
     State.ENDING: _OVER,
     State.ENDED: frozenset(),
     State.FAILED: frozenset(),
@@ -91,8 +94,14 @@ class Session:
     state: State
     epoch: int
     reason: Reason | None = None
-    #: The id of the worker that runs it (see `workers.py`), empty while queued.
+    #: The id of the worker that runs it (see `workers.py`), empty while queued and between two owners.
     owner: str = ""
+    #: How many owners in a row it has lost, each soon after its claim.
+    recoveries: int = 0
+    #: How the agent differs from the others, as `graphs.configuration.AgentConfiguration` reads it.
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    #: The session whose conversation this one goes on with; empty when it begins anew.
+    continues: str = ""
     #: Unix seconds after which nobody may claim it any more.
     join_deadline: float = 0.0
     admitted_at: float | None = None
@@ -100,6 +109,8 @@ class Session:
     claimed_at: float | None = None
     connected_at: float | None = None
     first_audio_at: float | None = None
+    recovering_at: float | None = None
+    recovered_at: float | None = None
     ending_at: float | None = None
     ended_at: float | None = None
 
@@ -111,7 +122,16 @@ class Session:
     @property
     def agent_identity(self) -> str:
         """The participant's identity of this epoch's agent in the room."""
-        return f"agent-{self.session_id}-{self.epoch}"
+        return f"{self._agent_prefix}{self.epoch}"
+
+    def epoch_of(self, identity: str) -> int | None:
+        """Of which epoch of this session a participant is the agent; None when it is another one."""
+        epoch = identity.removeprefix(self._agent_prefix)
+        return int(epoch) if epoch != identity and epoch.isdecimal() else None
+
+    @property
+    def _agent_prefix(self) -> str:
+        return f"agent-{self.session_id}-"
 
     @property
     def task_id(self) -> str:
@@ -122,6 +142,7 @@ class Session:
         """The record's hash fields; what is `None` is left out."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         fields["metadata"] = json.dumps(dict(self.metadata))
+        fields["configuration"] = json.dumps(dict(self.configuration))
         return {name: str(value) for name, value in fields.items() if value is not None}
 
     @classmethod
@@ -133,8 +154,10 @@ class Session:
         values: dict[str, Any] = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
         try:
             values["metadata"] = json.loads(fields["metadata"])
+            values["configuration"] = json.loads(fields.get("configuration", "{}"))
             values["state"] = State(fields["state"])
             values["epoch"] = int(fields["epoch"])
+            values["recoveries"] = int(fields.get("recoveries", 0))
             if "reason" in fields:
                 values["reason"] = Reason(fields["reason"])
             times = {name: float(value) for name, value in values.items() if name.endswith(("_at", "_deadline"))}

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from redis.connection import parse_url
 
 from worker.fleet.errors import SettingsInvalid
+from worker.fleet.tool_hosts import parse_tool_hosts
 
 
 def _redis_url(url: str) -> str:
@@ -63,6 +64,11 @@ class FleetSettings(EnvironmentSettings):
         default=1, alias="MUSTER_QUEUE_PER_SLOT", ge=0, description="sessions that may wait, for each slot of the fleet"
     )
     max_duration: Seconds = Field(default=3600, alias="MUSTER_MAX_DURATION", description="longest call")
+    tool_hosts: Annotated[frozenset[str], BeforeValidator(parse_tool_hosts)] = Field(
+        default=frozenset(),
+        alias="MUSTER_TOOL_HOSTS",
+        description="hosts that HTTP tools may call, as `host,host:port,http://host:port`; without any, none",
+    )
     health_file: Path | None = Field(
         default=None,
         alias="MUSTER_HEALTH_FILE",

@@ -1,0 +1,80 @@
+"""The dead man's switch: a process that may have lost its session dies before it can talk over the next owner.
+
+The kernel's timer kills it whatever its Python code does, whether it was stopped and resumed or is busy. It is armed
+anew from the last renewal of the worker's lease and goes off before the lease ends. While Redis does not answer nobody
+can take the session over, so an outage must not end the call: for a while a room that is connected, without a younger
+agent in it, is witness enough.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from worker.fleet.child import Child
+from worker.fleet.errors import StateUnavailable
+from worker.fleet.workers import DEAD_MAN, WITNESS
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks.
+_LOOK = 0.25
+#: Seconds before the switch goes off at which Redis is asked whether it answers at all.
+_DOUBT = 1.0
+#: Seconds Redis has to answer that.
+_ANSWER = 0.4
+#: Seconds a witness counts; enough for the keeper to renew the lease once Redis is back.
+_RESPITE = 2.5
+
+
+class DeadMan:
+    """Arms the switch for one session in one process.
+
+    `ask` asks Redis anything and raises when it does not answer; `witness` tells whether the room is proof enough that
+    nobody else has the session.
+    """
+
+    def __init__(
+        self,
+        child: Child,
+        *,
+        ask: Callable[[], Awaitable[object]],
+        witness: Callable[[], bool],
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._child = child
+        self._ask = ask
+        self._witness = witness
+        self._clock = clock
+        self._is_over = False
+
+    async def keep(self) -> None:
+        """Keep the switch armed until `stand_down`."""
+        while not self._is_over:
+            await self._arm()
+            await asyncio.sleep(_LOOK)
+
+    def stand_down(self) -> None:
+        """Disarm it: the agent is in no room any more."""
+        self._is_over = True
+        self._child.disarm()
+
+    async def _arm(self) -> None:
+        left = DEAD_MAN - self._age
+        if left > _DOUBT:
+            self._child.arm(left)
+        elif self._age < WITNESS and self._witness() and not await self._redis_answers() and not self._is_over:
+            self._child.arm(_RESPITE)
+
+    @property
+    def _age(self) -> float:
+        """Seconds since the last renewal of the lease was sent."""
+        return (self._clock() - self._child.renewed_at) / 1e9
+
+    async def _redis_answers(self) -> bool:
+        try:
+            async with asyncio.timeout(_ANSWER):
+                await self._ask()
+        except (TimeoutError, StateUnavailable):
+            return False
+        return True
