@@ -10,8 +10,10 @@ from livekit.agents import (
     CloseEvent,
     ConversationItemAddedEvent,
     ErrorEvent,
+    SpeechCreatedEvent,
     UserStateChangedEvent,
     llm,
+    stt,
     utils,
 )
 from livekit.agents.types import NOT_GIVEN
@@ -69,6 +71,7 @@ class Call:
         self._spoken = spoken
         self._on_first_audio = on_first_audio
         self._failures = 0
+        self._draft_failed = False
         self._farewell: asyncio.Task[None] | None = None
         self._idle = Countdown(ending, Reason.IDLE, seconds=settings.idle_timeout)
         self._duration = Countdown(ending, Reason.MAX_DURATION, seconds=time_left)
@@ -160,13 +163,23 @@ class Call:
         self._voice.on("conversation_item_added", self._ending.guard(self._item_added))
         self._voice.on("user_state_changed", self._ending.guard(self._user_state_changed))
         self._voice.on("agent_state_changed", self._ending.guard(self._agent_state_changed))
+        self._voice.on("speech_created", self._ending.guard(self._speech_created))
         self._voice.on("error", self._ending.guard(self._provider_failed))
         self._voice.on("close", self._ending.guard(self._voice_closed))
 
     def _item_added(self, event: ConversationItemAddedEvent) -> None:
         self._voice_agent.item_added(event)
-        if isinstance(event.item, llm.ChatMessage) and "tts_node_ttfb" in event.item.metrics:
+        if not isinstance(event.item, llm.ChatMessage):
+            return
+        if "tts_node_ttfb" in event.item.metrics:
             self._failures = 0
+        if event.item.role == "user" and self._draft_failed:
+            self._draft_failed = False
+            self._turn_failed()
+
+    def _speech_created(self, _: SpeechCreatedEvent) -> None:
+        # It takes the place of the draft before.
+        self._draft_failed = False
 
     def _playback_started(self, event: io.PlaybackStartedEvent) -> None:
         self._clock.playback_started(event.created_at)
@@ -191,6 +204,13 @@ class Call:
     def _provider_failed(self, event: ErrorEvent) -> None:
         if getattr(event.error, "recoverable", False) or self._farewell is not None:
             return
+        if self._agent_state == "listening" and not isinstance(event.source, stt.STT):
+            # A draft, while the caller may still go on: it fails the turn when it becomes its answer.
+            self._draft_failed = True
+        else:
+            self._turn_failed()
+
+    def _turn_failed(self) -> None:
         self._failures += 1
         logger.warning("a provider failed", extra={"session": self._session.session_id, "count": self._failures})
         if self._failures <= _FAILURES_FORGIVEN:

@@ -71,9 +71,9 @@ class ElevenLabsTTS:
             language=self._language or NOT_GIVEN,
             # Raw samples need no decoder, and each sentence comes with the times of its characters.
             encoding="pcm_24000",
+            word_tokenizer=ClauseTokenizer(),
             # The words as they were written: what was spoken is looked up in the text.
             preferred_alignment="original",
-            word_tokenizer=ClauseTokenizer(),
             http_session=self._account.http_session,
         )
 
