@@ -90,12 +90,16 @@ class SupervisorAgent:
 
     def commit_user(self, message: Message) -> None:
         self._memory.commit_user(message)
-        self.confirm(message.id, turn_id=message.id)
+        self._confirm_attempt(message.id, turn_id=message.id)
 
     def confirm(self, draft_id: str, *, turn_id: str) -> None:
+        # It may not have begun: another answer is just being closed.
+        self._confirmed = (draft_id, turn_id)
+        self._confirm_attempt(draft_id, turn_id=turn_id)
+
+    def _confirm_attempt(self, draft_id: str, *, turn_id: str) -> None:
         attempt = self._attempt
         if attempt is not None and attempt.draft_id == draft_id:
-            self._confirmed = (draft_id, turn_id)
             attempt.confirm(turn_id)
 
     def commit_assistant(self, turn_id: str, text: str, *, interrupted: bool, item_id: str) -> None:
