@@ -257,3 +257,21 @@ async def test_everything_of_a_conversation_lives_as_long_as_its_record(redis_ur
         lifetimes = [await client.pttl(key) for key in keys]
     assert len(keys) >= 3
     assert max(lifetimes) - min(lifetimes) < 1000 and min(lifetimes) > 23 * 3600 * 1000
+
+
+@pytest.mark.parametrize("steps", range(24))
+async def test_writing_that_is_cancelled_at_any_step_ends(redis_url: str, steps: int) -> None:
+    session = claimed(redis_url)
+    async with opened(redis_url, session, on_lost=pytest.fail) as (conversation, client):
+        transcript = Transcript(session, client=client, lifetime=60, on_lost=pytest.fail)
+        transcript.written = WORTHWHILE
+        agent = SupervisorAgent(roster(), llm=ScriptedLLM(), slots={})
+        writing = asyncio.create_task(transcript.write(then=partial(conversation.compact, agent, transcript)))
+        await client.ping()
+        transcript.add(Turn(item_id="turn", role="user", at=0.0, turn_id="turn", text="Hello."))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        writing.cancel()
+        ended, _ = await asyncio.wait([writing], timeout=1)
+        writing.cancel()
+        assert ended == {writing}

@@ -100,7 +100,9 @@ class Transcript:
 
         `then` is awaited whenever no turn waits; those that come meanwhile wait for it.
         """
-        while await self._some.wait():
+        this = asyncio.current_task()
+        # A checkpoint's client of Redis may swallow a cancellation, as `run_async` tells.
+        while this is not None and not this.cancelling() and await self._some.wait():
             if await self._written(self._waiting[0]):
                 self._waiting.popleft()
             if not self._waiting:
