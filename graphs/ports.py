@@ -38,6 +38,10 @@ class AgentPort(Protocol):
     def commit_assistant(self, turn_id: str, text: str, *, interrupted: bool, item_id: str) -> None:
         """Remember the words of a reply that were heard; the same `item_id` again replaces them."""
 
+    async def finish_tools(self, *, timeout: float) -> bool:
+        """Wait until tools with side effects whose turns were cut off are done and remembered, at most `timeout`
+        seconds; True when all are."""
+
 
 class LLMPort(Protocol):
     """One call of a chat model.

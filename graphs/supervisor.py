@@ -105,6 +105,12 @@ class SupervisorAgent:
     def commit_assistant(self, turn_id: str, text: str, *, interrupted: bool, item_id: str) -> None:
         self._memory.commit_assistant(turn_id, text, interrupted=interrupted, item_id=item_id)
 
+    async def finish_tools(self, *, timeout: float) -> bool:
+        unfinished = set(self._unfinished)
+        if unfinished:
+            await asyncio.wait(unfinished, timeout=timeout)
+        return all(task.done() for task in unfinished)
+
     async def respond(self, turn: UserTurn, *, draft: bool = False) -> AsyncGenerator[AgentEvent, None]:
         if self._answering:
             raise TurnInProgress

@@ -259,6 +259,21 @@ async def test_everything_of_a_conversation_lives_as_long_as_its_record(redis_ur
     assert max(lifetimes) - min(lifetimes) < 1000 and min(lifetimes) > 23 * 3600 * 1000
 
 
+async def test_the_words_of_a_call_live_as_long_as_its_record_however_it_ends(redis_url: str) -> None:
+    left, cancelled = claimed(redis_url), claimed(redis_url)
+    async with connect_async(redis_url) as client:
+        for session in (left, cancelled):
+            await run_async(client, records.append_turn(session, {"text": "Hello."}, lifetime=60))
+        await run_async(client, records.end(left, Reason.LEFT))
+        # What the caller heard last is known when the pipeline is closed.
+        await run_async(client, records.append_turn(left, {"text": "Good"}, lifetime=60))
+        await run_async(client, records.recover(cancelled, most=3, settled=60, patience=30, lifetime=60))
+        await run_async(client, records.leave(cancelled.session_id, command_id="leave", lifetime=60))
+        for session in (left, cancelled):
+            lifetimes = [await client.pttl(key) for key in records.lasting_keys(session.session_id)]
+            assert min(each for each in lifetimes if each != -2) > 23 * 3600 * 1000
+
+
 @pytest.mark.parametrize("steps", range(24))
 async def test_writing_that_is_cancelled_at_any_step_ends(redis_url: str, steps: int) -> None:
     session = claimed(redis_url)

@@ -36,7 +36,7 @@ from worker.call.settings import CallSettings
 from worker.call.thinking import Thinking
 from worker.call.timings import TurnClock
 from worker.call.voice_agent import VoiceAgent
-from worker.conversation.continuing import BEGINNING, Conversation, open_conversation
+from worker.conversation.continuing import BEGINNING, TOOL_LIMIT, Conversation, open_conversation, store_rest
 from worker.conversation.transcript import Transcript, exchange_turn
 from worker.fleet import admission, records, workers
 from worker.fleet.chats import THINK
@@ -61,6 +61,8 @@ _LOAD_RETRY = 0.5
 _LOAD_LIMIT = 20.0
 #: Seconds the last turns may take to reach Redis.
 _FLUSH_LIMIT = 2.0
+#: Seconds for which the end of a call is not recorded because a tool is still at work, for instance a ticket's.
+_TOOL_LIMIT = 3.0
 
 
 def serve(session_id: str, epoch: int, *, child: Child, announce: Callable[[str], None]) -> Reason | None:
@@ -205,7 +207,7 @@ class _Service:
         voice_agent = VoiceAgent(agent, transcript=transcript, clock=clock)
         agent_llm = AgentLLM(agent, observe=voice_agent.observe, warm=providers.openai.models.list)
         call = self._build_call(session, room, providers, agent_llm, voice_agent, clock, spoken, stack)
-        stack.push_async_callback(self._leave, session, call, transcript, connecting, dead_man)
+        stack.push_async_callback(self._leave, session, call, agent, transcript, connecting, dead_man)
         self._keep(stack, self._think(session, agent_llm, transcript, call))
         if not await self._ending.unless_decided(_enter(connecting, call, fences)):
             return
@@ -349,6 +351,7 @@ class _Service:
         self,
         session: Session,
         call: Call,
+        agent: SupervisorAgent,
         transcript: Transcript,
         connecting: asyncio.Task[None],
         dead_man: DeadMan,
@@ -359,10 +362,15 @@ class _Service:
         await asyncio.gather(connecting, return_exceptions=True)
         await call.close()
         dead_man.stand_down()
-        if not await transcript.flush(timeout=_FLUSH_LIMIT):
-            logger.warning("last turns not stored", extra={"session": session.session_id})
+        await self._store_rest(agent, transcript, tool_limit=_TOOL_LIMIT)
         await self._record_end(session)
         await call.close_pipeline()
+        # What was cut off with the pipeline.
+        await self._store_rest(agent, transcript, tool_limit=TOOL_LIMIT)
+
+    async def _store_rest(self, agent: SupervisorAgent, transcript: Transcript, *, tool_limit: float) -> None:
+        if not await store_rest(agent, transcript, tool_limit=tool_limit, store_limit=_FLUSH_LIMIT):
+            logger.warning("the last of the conversation is not stored", extra={"session": self._session_id})
 
     def _went_live(self, session: Session, stack: AsyncExitStack) -> None:
         if not self._is_live:

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 BEGINNING = "0-0"
 #: Entries of the stream from which on a checkpoint is worth writing.
 WORTHWHILE = 32
+#: Seconds that a tool with side effects may go on when its turn is cut off: longer than any takes that keeps its time.
+TOOL_LIMIT = 12.0
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,15 @@ async def open_conversation(
     fence = Fence(records.record_key(session.session_id), session.epoch, session.owner)
     async with open_checkpointer(redis_url, ttl=lifetime, keep=1, fence=fence) as checkpointer:
         yield Conversation(session, client=client, checkpointer=checkpointer, on_lost=on_lost)
+
+
+async def store_rest(agent: AgentPort, transcript: Transcript, *, tool_limit: float, store_limit: float) -> bool:
+    """Wait for tools that go on although their turns were cut off, then until everything is stored; True when it is.
+
+    Who forgets what a tool has changed has it changed once more. Both limits are seconds.
+    """
+    done = await agent.finish_tools(timeout=tool_limit)
+    return await transcript.flush(timeout=store_limit) and done
 
 
 def replay(turn: Mapping[str, Any], memory: Memory) -> None:

@@ -22,6 +22,7 @@ from graphs.entities import (
 )
 from graphs.errors import LLMUnavailable, MemoryUnavailable
 from graphs.ports import AgentPort
+from worker.conversation.continuing import TOOL_LIMIT, store_rest
 from worker.conversation.errors import NotStored
 from worker.conversation.transcript import Citation, Transcript, Turn, event_turn
 from worker.fleet import chats
@@ -166,12 +167,18 @@ class TextTurn:
         finally:
             self._speaking.cancel()
             await asyncio.wait([self._speaking])
+            await self._store_tools()
         if self._has_given_way and not self._answer.pieces:
             detail = "A caller's voice came first. The text is remembered."
             await self._correspondent.tell_error("gave_way", detail, after=TurnState.DONE)
             return
         await self._commit(interrupted=self._has_given_way)
         await self._tell_done(interrupted=self._has_given_way)
+
+    async def _store_tools(self) -> None:
+        """Let what was begun be done and remembered, before anybody is told that the turn can be asked again."""
+        if not await store_rest(self._agent, self._transcript, tool_limit=TOOL_LIMIT, store_limit=_STORE_LIMIT):
+            logger.error("what the tools of turn %s have done is not stored", self._turn_id)
 
     async def _is_over(self) -> bool:
         """Whether an earlier owner has answered it, or the conversation has gone on without an answer."""
