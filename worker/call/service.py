@@ -97,6 +97,9 @@ class _Service:
         #: The turns of what is written to the session while it is on the phone.
         self._written: asyncio.Queue[str] = asyncio.Queue()
         self._is_live = False
+        #: The record as it was last seen, for a server that has lost it; and what else is stored again then.
+        self._record: Session | None = None
+        self._store_again: Callable[[], None] = _nothing
         self._ghosts = Ghosts(
             RoomServerSettings(
                 LIVEKIT_URL=settings.livekit_url,
@@ -203,6 +206,7 @@ class _Service:
         transcript = self._open_transcript(session)
         agent = self._build_agent(session, providers, transcript, begun, stack)
         self._keep(stack, transcript.write(then=partial(conversation.compact, agent, transcript)))
+        self._store_again = partial(_store_again, conversation, transcript)
         clock = TurnClock()
         voice_agent = VoiceAgent(agent, transcript=transcript, clock=clock)
         agent_llm = AgentLLM(agent, observe=voice_agent.observe, warm=providers.openai.models.list)
@@ -214,7 +218,7 @@ class _Service:
         await self._move(session, State.WAITING, stamp="connected_at" if session.epoch == 1 else "recovered_at")
         if await call.wait_for_caller() and await self._ending.unless_decided(_until(greeting)):
             # Not what was said in the session that this one continues: there the caller has heard no greeting yet.
-            if begun.cursor != BEGINNING:
+            if begun.cursor != BEGINNING or (begun.messages and session.first_audio_at is not None):
                 call.resume(_unanswered(begun.messages))
             else:
                 call.greet()
@@ -392,7 +396,7 @@ class _Service:
             fields=reason,
         )
         try:
-            await (self._insist(move) if patient else run_async(self._client, move))
+            self._record = await (self._insist(move) if patient else run_async(self._client, move))
         except (StateUnavailable, SessionNotFound, TimeoutError):
             logger.warning("state not recorded", extra={"session": session.session_id, "state": target})
         except MoveRefused:
@@ -443,8 +447,11 @@ class _Service:
             logger.error("the room was given to another", extra={"session": session.session_id})
             self._ending.supersede()
             return
-        registered = replace(session, state=State.LIVE if self._is_live else State.WAITING)
-        await self._insist(records.create(registered, lifetime=hold))
+        registered = replace(self._record or session, state=State.LIVE if self._is_live else State.WAITING)
+        if self._is_live and registered.first_audio_at is None:
+            registered = replace(registered, first_audio_at=time.time())
+        if await self._insist(records.create(registered, lifetime=hold)):
+            self._store_again()
         logger.warning("registered again", extra={"session": session.session_id})
 
     async def _obey(self, session: Session) -> None:
@@ -481,6 +488,15 @@ class _Service:
         if error is not None:
             logger.error("a part of the call broke", exc_info=error, extra={"session": self._session_id})
             self._ending.decide(Reason.INTERNAL_ERROR)
+
+
+def _store_again(conversation: Conversation, transcript: Transcript) -> None:
+    conversation.lose()
+    transcript.restart()
+
+
+def _nothing() -> None:
+    pass
 
 
 async def _enter(connecting: asyncio.Task[None], call: Call, fences: Fences) -> None:

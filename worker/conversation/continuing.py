@@ -67,6 +67,7 @@ class Conversation:
         #: Messages in the newest checkpoint, and entries of the stream that it does not contain.
         self._held = 0
         self._behind = 0
+        self._is_lost = False
 
     async def load(self) -> entities.Session:
         """What was said so far, by whichever owner, and in the session that this one continues; `active` may be "".
@@ -82,12 +83,16 @@ class Conversation:
         self._held, self._behind = stored.held, stored.behind
         return self._entity(stored.messages, active=stored.active, cursor=stored.cursor)
 
+    def lose(self) -> None:
+        """Nothing that was stored is there any more: the next `compact` stores all that is remembered."""
+        self._is_lost = True
+
     async def compact(self, agent: AgentPort, transcript: Transcript) -> None:
         """Write a checkpoint if the entries behind the last one have outgrown it; to be called when all are written.
 
         One that cannot be written is no loss: the turns are stored.
         """
-        if self._behind + transcript.written < max(WORTHWHILE, self._held):
+        if not self._is_lost and self._behind + transcript.written < max(WORTHWHILE, self._held):
             return
         # In one step of the event loop: the agent remembers just what the stream holds up to the cursor.
         now = self._entity(tuple(agent.history), active=agent.active, cursor=transcript.cursor)
@@ -99,7 +104,7 @@ class Conversation:
         except StaleWriter:
             self._on_lost()
         else:
-            self._held, self._behind = len(now.messages), -written
+            self._held, self._behind, self._is_lost = len(now.messages), -written, False
 
     def _entity(self, messages: tuple[Message, ...], *, active: str, cursor: str) -> entities.Session:
         slots = dict(self._session.metadata)
