@@ -37,6 +37,7 @@ from worker.call.thinking import Thinking
 from worker.call.timings import TurnClock
 from worker.call.voice_agent import VoiceAgent
 from worker.conversation.continuing import BEGINNING, TOOL_LIMIT, Conversation, open_conversation, store_rest
+from worker.conversation.text_turns import is_written
 from worker.conversation.transcript import Transcript, exchange_turn
 from worker.fleet import admission, records, workers
 from worker.fleet.chats import THINK
@@ -219,7 +220,7 @@ class _Service:
         if await call.wait_for_caller() and await self._ending.unless_decided(_until(greeting)):
             # Not what was said in the session that this one continues: there the caller has heard no greeting yet.
             if begun.cursor != BEGINNING or (begun.messages and session.first_audio_at is not None):
-                call.resume(_unanswered(begun.messages))
+                call.resume(await self._unanswered(session, begun.messages))
             else:
                 call.greet()
             await self._ending.wait()
@@ -465,6 +466,17 @@ class _Service:
                 else:
                     logger.warning("unknown command", extra={"session": session.session_id})
 
+    async def _unanswered(self, session: Session, messages: Sequence[Message]) -> Message | None:
+        """The caller's last words, if nothing was said after them; whoever wrote words sends them again instead."""
+        spoken = [each for each in messages if each.role == "user" or (each.role == "assistant" and each.content)]
+        if not spoken or spoken[-1].role != "user":
+            return None
+        try:
+            written = await is_written(self._client, session.session_id, spoken[-1].id)
+        except StateUnavailable:
+            written = False
+        return None if written else spoken[-1]
+
     async def _think(self, session: Session, agent_llm: AgentLLM, transcript: Transcript, call: Call) -> None:
         """Answer what is written to the session."""
         thinking = Thinking(
@@ -502,14 +514,6 @@ def _nothing() -> None:
 async def _enter(connecting: asyncio.Task[None], call: Call, fences: Fences) -> None:
     await asyncio.shield(connecting)
     await asyncio.gather(call.start(), fences.remove_older())
-
-
-def _unanswered(messages: Sequence[Message]) -> Message | None:
-    """The caller's last words, if nothing was said after them."""
-    spoken = [
-        message for message in messages if message.role == "user" or (message.role == "assistant" and message.content)
-    ]
-    return spoken[-1] if spoken and spoken[-1].role == "user" else None
 
 
 def _time_left(session: Session, settings: CallSettings) -> float:

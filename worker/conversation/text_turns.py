@@ -27,7 +27,7 @@ from worker.conversation.errors import NotStored
 from worker.conversation.transcript import Citation, Transcript, Turn, event_turn
 from worker.fleet import chats
 from worker.fleet.chats import BEAT, Reply, ReplyKind, Taken, TurnState
-from worker.fleet.errors import StaleEpoch, StateUnavailable
+from worker.fleet.errors import ChatTurnNotFound, StaleEpoch, StateUnavailable
 from worker.fleet.redis_operations import run_async
 from worker.fleet.session import Session
 
@@ -37,6 +37,18 @@ logger = logging.getLogger(__name__)
 TURN_LIMIT = 60.0
 #: Seconds the words of a turn may take to be stored.
 _STORE_LIMIT = 3.0
+
+
+async def is_written(client: "redis.asyncio.Redis", session_id: str, message_id: str) -> bool:
+    """Whether a user's words of the last minutes were written, so that their answer is one in text.
+
+    Raises `StateUnavailable`.
+    """
+    try:
+        await run_async(client, chats.look(session_id, message_id))
+    except ChatTurnNotFound:
+        return False
+    return True
 
 
 class Correspondent:
