@@ -219,7 +219,7 @@ async def test_a_specialist_may_be_called_as_a_field_of_the_graph_s_state(ticket
         specialist = {**weather_desk(), "name": name}
         llm = ScriptedLLM(transfers(name), says("Here."))
         assert (await take(agent_of({"specialists": ["sales", specialist]}, llm, tickets), "?"))[-1] == TextDelta(
-            " Here.", name
+            "Here.", name
         )
 
 

@@ -146,7 +146,7 @@ async def test_a_hand_over_and_a_tool_call_are_seen_between_the_words() -> None:
         await pipeline.send(asks("How much is it?"))
         await pipeline.heard.count(LLMFullResponseEndFrame)
         told = [_told(frame) for frame in pipeline.heard.of(LLMTextFrame, AgentEventFrame)]
-    assert told == ["One moment.", Transferred("front_desk", "sales"), ToolCalled("look_up", "call_1"), " Forty."]
+    assert told == ["One moment. ", Transferred("front_desk", "sales"), ToolCalled("look_up", "call_1"), "Forty."]
     assert agent.active == "sales"
     assert [request.system.split(" ")[4] for request in llm.requests] == ["front_desk", "sales", "sales"]
 
