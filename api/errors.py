@@ -39,6 +39,7 @@ from api.models import Problem
 from worker.fleet.errors import (
     FleetFull,
     FleetNotReady,
+    HandOverImpossible,
     IdempotencyKeyReused,
     NoWorker,
     RecordUnreadable,
@@ -153,6 +154,7 @@ _KINDS: Mapping[type[Exception], ProblemKind] = {
     UnsupportedMediaType: ProblemKind(415, "unsupported_media_type", "The body is not of the right type"),
     SessionNotFound: ProblemKind(404, "session_not_found", "There is no such session"),
     IdempotencyKeyReused: ProblemKind(409, "idempotency_key_reused", "The key belongs to another join"),
+    HandOverImpossible: ProblemKind(409, "handover_impossible", "The session cannot be handed over"),
     RecordUnreadable: ProblemKind(500, "record_unreadable", "The session's record cannot be read"),
     RoomChanging: ProblemKind(503, "room_changing", "The room is not free yet", retry_after=1),
     FleetFull: ProblemKind(503, "fleet_full", "No agent is free"),

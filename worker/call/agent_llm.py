@@ -12,6 +12,7 @@ from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS
 from graphs.entities import AgentEvent, TextDelta, UsageReported, UserTurn
 from graphs.errors import LLMUnavailable
 from graphs.ports import AgentPort
+from worker.call.baton import Baton
 
 #: Told each event of a turn: its id, the event, and when it came (`time.time()`).
 Observer = Callable[[str, AgentEvent, float], None]
@@ -24,9 +25,18 @@ class AgentLLM(llm.LLM[Any]):
     a draft: words that are committed when it begins make it none.
     """
 
-    def __init__(self, agent: AgentPort, *, observe: Observer, warm: Callable[[], Awaitable[object]]) -> None:
+    def __init__(
+        self,
+        agent: AgentPort,
+        *,
+        observe: Observer,
+        warm: Callable[[], Awaitable[object]],
+        baton: Baton | None = None,
+    ) -> None:
         super().__init__()
         self.agent = agent
+        #: A draft made before it was taken would not know what the last owner has said.
+        self.baton = baton or Baton(is_held=True)
         self.observe = observe
         self._warm = warm
         #: One turn at a time: an interrupted turn is closed before the next one starts.
@@ -66,6 +76,7 @@ class _TurnStream(llm.LLMStream):
 
     async def _run(self) -> None:
         turn = _newest_turn(self._chat_ctx)
+        await self._agent_llm.baton.wait()
         async with self._agent_llm.turn_lock:
             try:
                 async with aclosing(self._agent_llm.agent.respond(turn, draft=True)) as events:

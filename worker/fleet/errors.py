@@ -9,6 +9,7 @@ FleetError
 ├── RecordUnreadable
 ├── RoomChanging
 ├── IdempotencyKeyReused
+├── HandOverImpossible
 ├── MoveRefused
 │   ├── StaleEpoch
 │   ├── IllegalMove
@@ -66,6 +67,10 @@ class RoomChanging(FleetError):
 
 class IdempotencyKeyReused(FleetError):
     """The idempotency key belongs to a join for another room or user."""
+
+
+class HandOverImpossible(FleetError):
+    """The session cannot be handed over."""
 
 
 class MoveRefused(FleetError):
