@@ -100,7 +100,7 @@ def _beside(
             slots=2,
             preferred_ports=False,
             home=home,
-            environment=shared | BRIEF | environment,
+            environment={**shared, **BRIEF, **environment},
         )
     )
     try:
