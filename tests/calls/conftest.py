@@ -60,7 +60,13 @@ def fleet(start_stack: Callable[[StackOptions], Stack], tmp_path_factory: pytest
     try:
         with MusterClient(stack.urls[AGENT_SERVICE], control_plane=stack.urls[CONTROL_PLANE]) as client:
             voice = CallerVoice(providers=stack.urls[PROVIDERS])
-            yield Fleet(stack=stack, client=client, voice=voice, providers=stack.urls[PROVIDERS])
+            yield Fleet(
+                stack=stack,
+                client=client,
+                voice=voice,
+                providers=stack.urls[PROVIDERS],
+                settings=stack.settings,
+            )
     finally:
         stack.stop()
 
@@ -105,6 +111,12 @@ def _beside(
     )
     try:
         with MusterClient(stack.urls[AGENT_SERVICE], control_plane=stack.urls[CONTROL_PLANE]) as client:
-            yield Fleet(stack=stack, client=client, voice=fleet.voice, providers=fleet.providers)
+            yield Fleet(
+                stack=stack,
+                client=client,
+                voice=fleet.voice,
+                providers=fleet.providers,
+                settings={**shared, **stack.settings},
+            )
     finally:
         stack.stop()

@@ -40,10 +40,10 @@ async def in_epoch(pair: Fleet, call: OngoingCall, epoch: int, *, within: float)
     return session
 
 
-async def alone_in(fleet: Fleet, call: OngoingCall, epoch: int, *, within: float = 5) -> None:
+async def alone_in(pair: Fleet, call: OngoingCall, epoch: int, *, within: float = 5) -> None:
     """Wait until the agent of this epoch is the only one in the room."""
     deadline = time.monotonic() + within
-    while (agents := await fleet.agents_in(call.token.room)) != [f"agent-{call.session.session_id}-{epoch}"]:
+    while (agents := await pair.agents_in(call.token.room)) != [f"agent-{call.session.session_id}-{epoch}"]:
         assert time.monotonic() < deadline, agents
         await asyncio.sleep(0.05)
 
@@ -63,7 +63,7 @@ async def goes_on(pair: Fleet, call: OngoingCall, *, apologies: int = 0) -> None
     assert {specialist for _, specialist in said[2:]} == {"sales"}
 
 
-async def test_a_drained_worker_hands_its_call_over_and_exits(fleet: Fleet, pair: Fleet) -> None:
+async def test_a_drained_worker_hands_its_call_over_and_exits(pair: Fleet) -> None:
     async with call_in_progress(pair) as call:
         worker = worker_of(await pair.state(call.session.session_id, "live"))
         asked_at = time.time()
@@ -75,12 +75,12 @@ async def test_a_drained_worker_hands_its_call_over_and_exits(fleet: Fleet, pair
         print(f"\nSIGTERM -> taken: {taken_after:.2f} s, -> exit: {time.time() - asked_at:.2f} s")
         assert pair.stack.exit_code(worker) == 0
         assert worker_of(session) != worker
-        await alone_in(fleet, call, 2)
+        await alone_in(pair, call, 2)
         await goes_on(pair, call)
     pair.stack.start(worker)
 
 
-async def test_muster_handover_moves_a_call_to_the_chosen_worker(fleet: Fleet, pair: Fleet) -> None:
+async def test_muster_handover_moves_a_call_to_the_chosen_worker(pair: Fleet) -> None:
     async with call_in_progress(pair) as call:
         session = await pair.state(call.session.session_id, "live")
         other = "worker-2" if worker_of(session) == "worker-1" else "worker-1"
@@ -89,11 +89,11 @@ async def test_muster_handover_moves_a_call_to_the_chosen_worker(fleet: Fleet, p
         assert command.exit_code == 0, command.output
         print(f"\n{command.output}")
         assert worker_of(await in_epoch(pair, call, 2, within=1)) == other
-        await alone_in(fleet, call, 2)
+        await alone_in(pair, call, 2)
         await goes_on(pair, call)
 
 
-async def test_a_successor_killed_before_the_pass_leaves_the_call_where_it_is(fleet: Fleet, pair: Fleet) -> None:
+async def test_a_successor_killed_before_the_pass_leaves_the_call_where_it_is(pair: Fleet) -> None:
     async with pair.call() as call:
         session_id = call.session.session_id
         # While the answer is being given the baton cannot be passed.
@@ -103,14 +103,14 @@ async def test_a_successor_killed_before_the_pass_leaves_the_call_where_it_is(fl
         os.kill(successor, signal.SIGKILL)
         await call.caller.heard.silent_since(time.time(), gap=1.0, within=30)
         assert (await pair.state(session_id, "live")).epoch == 1
-        await alone_in(fleet, call, 1)
+        await alone_in(pair, call, 1)
         await pair.ask(call, "How much is the premium plan?")
         turns = await pair.turns(session_id)
     assert not any(turn.interrupted for turn in turns)
     assert len([turn for turn in turns if turn.role == "user"]) == 2
 
 
-async def test_a_successor_killed_after_the_pass_is_recovered_like_any_owner(fleet: Fleet, pair: Fleet) -> None:
+async def test_a_successor_killed_after_the_pass_is_recovered_like_any_owner(pair: Fleet) -> None:
     async with call_in_progress(pair) as call:
         session_id = call.session.session_id
         await asyncio.to_thread(pair.client.hand_over, session_id)
@@ -120,5 +120,5 @@ async def test_a_successor_killed_after_the_pass_is_recovered_like_any_owner(fle
         await in_epoch(pair, call, 3, within=5)
         resumed = await call.caller.heard.first_audible_after(killed_at, within=10)
         await call.caller.heard.silent_since(resumed, gap=1.0, within=20)
-        await alone_in(fleet, call, 3)
+        await alone_in(pair, call, 3)
         await goes_on(pair, call, apologies=1)

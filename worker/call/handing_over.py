@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds a successor has from the offer until it hears the caller.
 READY_WITHIN = 20.0
+#: Seconds a worker that was chosen has until a process of its stands by; its free slot may be taken meanwhile.
+TAKEN_UP_WITHIN = 3.0
 #: Seconds between two attempts while the worker drains.
 _RETRY = 1.0
 #: Seconds between two looks for the right moment, and between two looks at the record.
@@ -145,6 +147,7 @@ class Giver:
         self._insist = insist
         self._lifetime = lifetime
         self._has_told = False
+        self._attempts = 0
         #: The highest epoch that was offered.
         self.offered = session.epoch
 
@@ -174,34 +177,40 @@ class Giver:
         offered = (await run_async(self._client, handing_over.offer(self._session))).offered_epoch
         self.offered = offered
         self._accept(offered)
-        # A draining worker does not consume what it publishes there, and the next free slot takes it.
-        shared = self._wish.is_draining and not self._wish.to
+        # A draining worker does not consume what it publishes there, and the next free slot takes it. In the first
+        # second it may still read.
+        shared = self._wish.is_draining and not self._wish.to and self._attempts > 0
+        self._attempts += 1
         queue = RECOVERY_QUEUE if shared else worker_queue(worker.name)
         message = replace(self._session, epoch=offered, published_at=None)
         await asyncio.to_thread(self._publish, message, queue)
-        if await self._is_ready(offered):
+        if await self._is_ready(offered, patience=READY_WITHIN if shared else TAKEN_UP_WITHIN):
             await self._pass(offered)
-        else:
+        elif not self._ending.is_decided:
             logger.warning("no successor came in time", extra={"session": self._session.session_id})
+            # Nobody is told of this one, and the last one is void.
             await run_async(self._client, handing_over.offer(self._session))
 
-    async def _is_ready(self, offered: int) -> bool:
-        deadline = time.monotonic() + READY_WITHIN
-        checked_at = time.monotonic()
-        while offered not in self._messages.ready:
-            if time.monotonic() > deadline:
-                return False
+    async def _is_ready(self, offered: int, *, patience: float) -> bool:
+        """Whether a successor hears the caller in time; `patience` is for the first sign that one stands by."""
+        offered_at = checked_at = time.monotonic()
+        while offered not in self._messages.ready and not self._ending.is_decided:
             await asyncio.sleep(_LOOK)
-            if time.monotonic() - checked_at > _CHECK:
-                checked_at = time.monotonic()
-                await self._require(offered)
-        return True
+            now = time.monotonic()
+            if now - checked_at > _CHECK:
+                checked_at = now
+                if await self._require(offered):
+                    patience = READY_WITHIN
+            if now - offered_at > patience:
+                return False
+        return not self._ending.is_decided
 
-    async def _require(self, offered: int) -> None:
-        """Raise `HandOverImpossible` when the offer is void, because whoever stood by is gone."""
+    async def _require(self, offered: int) -> bool:
+        """Whether somebody stands by; raises `HandOverImpossible` when the offer is void, because they are gone."""
         record = await run_async(self._client, records.read(self._session.session_id))
         if record is None or record.offered_epoch != offered:
             raise HandOverImpossible("Nobody stands by any more.")
+        return bool(record.standby)
 
     async def _pass(self, offered: int) -> None:
         heard_since = self._baton.now()
