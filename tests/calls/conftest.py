@@ -84,7 +84,7 @@ def pair(
     fleet: Fleet, start_stack: Callable[[StackOptions], Stack], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Fleet]:
     """The same with two workers of two slots."""
-    yield from _beside(fleet, start_stack, tmp_path_factory.mktemp("pair"), database=2, workers=2)
+    yield from _beside(fleet, start_stack, tmp_path_factory.mktemp("pair"), database=3, workers=2)
 
 
 def _beside(
