@@ -122,3 +122,33 @@ async def test_a_successor_killed_after_the_pass_is_recovered_like_any_owner(pai
         await call.caller.heard.silent_since(resumed, gap=1.0, within=20)
         await alone_in(pair, call, 3)
         await goes_on(pair, call, apologies=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_a_call_goes_to_and_fro_while_its_caller_talks(pair: Fleet) -> None:
+    rounds = 6
+    taken_after, answered_after = [], []
+    async with call_in_progress(pair) as call:
+        session_id = call.session.session_id
+        line = await asyncio.to_thread(pair.voice.render, "How much is it per month?")
+        for number in range(rounds):
+            asked_at = time.time()
+            await asyncio.to_thread(pair.client.hand_over, session_id)
+            # Into different moments of the hand-over.
+            await asyncio.sleep(0.3 * number)
+            spoken = await call.caller.say(line)
+            answered = await call.caller.heard.first_audible_after(spoken.ended_at, within=12)
+            await call.caller.heard.silent_since(answered, gap=1.0, within=20)
+            session = await in_epoch(pair, call, number + 2, within=10)
+            assert session.timings.claimed_at is not None
+            taken_after.append(session.timings.claimed_at - asked_at)
+            answered_after.append(answered - spoken.ended_at)
+            await alone_in(pair, call, number + 2)
+        pair.client.leave(session_id)
+        await pair.over(session_id)
+        said = [turn for turn in await pair.turns(session_id) if turn.role != "event"]
+    print(f"\nasked -> passed: {[f'{seconds:.2f}' for seconds in taken_after]} s")
+    print(f"words -> answer: {[f'{seconds:.2f}' for seconds in answered_after]} s")
+    assert [turn.role for turn in said] == ["assistant", *["user", "assistant"] * (rounds + 1)]
+    assert all("month" in (turn.text or "").lower() for turn in said[3::2])
