@@ -21,10 +21,15 @@ test: setup  ## the test suite, on real parts
 e2e: setup  ## the slow tests
 	@.venv/bin/python -m pytest -m slow
 
-bench: setup  ## requests, joins and turns, measured on this machine
+bench: setup  ## graph, memory, requests, joins, turns and their ends, measured on this machine
+	@.venv/bin/python -m bench graph
+	@.venv/bin/python -m bench memory
+	@.venv/bin/python -m bench storage
 	@.venv/bin/python -m bench requests
 	@.venv/bin/python -m bench joins
 	@.venv/bin/python -m bench turns
+	@.venv/bin/python -m bench turns --first-token-delay 0.4
+	@.venv/bin/python -m bench endpointing
 
 check: setup  ## lint, format and types
 	@.venv/bin/ruff check $(SOURCES)

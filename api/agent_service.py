@@ -6,6 +6,7 @@ from functools import partial
 from flask import Flask, Response
 from kombu.exceptions import OperationalError
 
+from api.chat import ChatViews, chat_routes
 from api.errors import InvalidRequest
 from api.models import (
     HandOverAnswer,
@@ -27,6 +28,7 @@ from api.routes import Route
 from api.service import create_service, health_route, respond
 from api.settings import AccessSettings, WebhookSettings
 from api.webhooks import webhook_route
+from worker.fleet.chatting import FOLLOW_TIMEOUT, FOLLOWED, ChatControl
 from worker.fleet.control import SessionControl
 from worker.fleet.departures import Departures
 from worker.fleet.errors import (
@@ -38,10 +40,11 @@ from worker.fleet.errors import (
     RecordUnreadable,
     RoomChanging,
     SessionNotFound,
+    SessionNotOver,
     StateMisconfigured,
     StateUnavailable,
 )
-from worker.fleet.publishing import publisher
+from worker.fleet.publishing import chat_publisher, publisher
 from worker.fleet.redis_operations import connect
 from worker.fleet.redis_server import ServerCheck
 from worker.fleet.settings import FleetSettings
@@ -63,6 +66,7 @@ class SessionViews:
             room=body.room,
             user_id=body.user_id,
             metadata=body.metadata,
+            continue_session=body.continue_session,
             configuration=body.configuration.record(),
             idempotency_key=headers.idempotency_key,
         )
@@ -101,6 +105,7 @@ def create_app(
     webhooks: WebhookSettings | None = None,
     control: SessionControl | None = None,
     departures: Departures | None = None,
+    chat: ChatControl | None = None,
 ) -> Flask:
     """The WSGI application; what is not given is made from the environment."""
     access = access or AccessSettings.from_env()
@@ -110,6 +115,7 @@ def create_app(
     readiness = ReadinessViews.connect(settings, server_check=server_check)
     routes = [
         *session_routes(views),
+        *chat_routes(ChatViews(control=chat or _connect_chat(settings))),
         webhook_route(webhooks or WebhookSettings.from_env(), departures or _connect_departures(settings)),
         health_route("/health"),
         readiness_route(readiness),
@@ -122,7 +128,7 @@ def session_routes(views: SessionViews) -> Sequence[Route]:
     no_state = (StateUnavailable,)
     no_session = (SessionNotFound, RecordUnreadable, *no_state)
     no_room = (NoWorker, FleetFull, FleetNotReady, RoomChanging)
-    no_join = (*no_room, IdempotencyKeyReused, RecordUnreadable, StateMisconfigured, *no_state)
+    no_join = (*no_room, IdempotencyKeyReused, SessionNotOver, StateMisconfigured, *no_session)
     return [
         Route(
             method="POST",
@@ -147,7 +153,7 @@ def session_routes(views: SessionViews) -> Sequence[Route]:
             method="GET",
             address="/sessions",
             view=views.sessions,
-            summary="The newest sessions, and all that hold a room",
+            summary="The newest sessions, with a room and of text, and all that hold a room",
             query=SessionsQuery,
             answers={200: SessionsAnswer},
             refusals=no_state,
@@ -194,6 +200,18 @@ def _connect_control(settings: FleetSettings, server_check: ServerCheck) -> Sess
         # Kombu's one name for a broker that refuses, stalls or hangs up.
         publish_errors=(OperationalError,),
         server_check=server_check,
+    )
+
+
+def _connect_chat(settings: FleetSettings) -> ChatControl:
+    from worker.fleet.app import create_producer
+
+    return ChatControl(
+        settings=settings,
+        client=connect(settings.redis_url),
+        replies=connect(settings.redis_url, timeout=FOLLOW_TIMEOUT, connections=FOLLOWED),
+        publish=chat_publisher(create_producer(settings.broker_url), patience=settings.chat_patience),
+        publish_errors=(OperationalError,),
     )
 
 

@@ -37,6 +37,7 @@ from werkzeug.exceptions import (
 
 from api.models import Problem
 from worker.fleet.errors import (
+    ChatTurnNotFound,
     FleetFull,
     FleetNotReady,
     HandOverImpossible,
@@ -44,9 +45,12 @@ from worker.fleet.errors import (
     NoWorker,
     RecordUnreadable,
     RoomChanging,
+    SessionChanging,
     SessionNotFound,
+    SessionNotOver,
     StateMisconfigured,
     StateUnavailable,
+    TurnInProgress,
 )
 
 
@@ -153,7 +157,11 @@ _KINDS: Mapping[type[Exception], ProblemKind] = {
     RequestEntityTooLarge: ProblemKind(413, "payload_too_large", "The body is too large"),
     UnsupportedMediaType: ProblemKind(415, "unsupported_media_type", "The body is not of the right type"),
     SessionNotFound: ProblemKind(404, "session_not_found", "There is no such session"),
-    IdempotencyKeyReused: ProblemKind(409, "idempotency_key_reused", "The key belongs to another join"),
+    ChatTurnNotFound: ProblemKind(404, "turn_not_found", "There is no such text"),
+    IdempotencyKeyReused: ProblemKind(409, "idempotency_key_reused", "The key belongs to another request"),
+    SessionNotOver: ProblemKind(409, "session_not_over", "The session is not over"),
+    SessionChanging: ProblemKind(409, "session_changing", "The session takes no text yet", retry_after=1),
+    TurnInProgress: ProblemKind(409, "turn_in_progress", "Another text is being answered", retry_after=1),
     HandOverImpossible: ProblemKind(409, "handover_impossible", "The session cannot be handed over"),
     RecordUnreadable: ProblemKind(500, "record_unreadable", "The session's record cannot be read"),
     RoomChanging: ProblemKind(503, "room_changing", "The room is not free yet", retry_after=1),

@@ -78,11 +78,15 @@ Cursor = Annotated[str, Field(pattern=r"^[0-9]{1,19}-[0-9]{1,19}$")]
 
 
 class JoinRequest(Asked):
-    """Send an agent into `room` to talk with `user_id`; the conversation knows `metadata`."""
+    """Send an agent into `room` to talk with `user_id`; the conversation knows `metadata`.
+
+    It goes on with that of `continue_session`, and knows its metadata too.
+    """
 
     room: Name
     user_id: Name
     metadata: Metadata = Field(default_factory=dict)
+    continue_session: SessionId | None = None
     configuration: AgentConfiguration = AgentConfiguration()
 
 
@@ -199,15 +203,17 @@ class Timings(Answer):
 
 
 class SessionAnswer(Answer):
-    """A session as operators see it; `worker` is null while it is queued."""
+    """A session as operators see it; `worker` is null until one has it, `room` for one of text."""
 
     session_id: str
-    room: str
+    room: str | None
     user_id: str
     status: str
     reason: str | None
     epoch: int
     worker: str | None
+    #: The session whose conversation it goes on with.
+    continues: str | None
     created_at: float | None
     timings: Timings
 
@@ -216,12 +222,13 @@ class SessionAnswer(Answer):
         """The record's public part."""
         return cls(
             session_id=session.session_id,
-            room=session.room,
+            room=session.room or None,
             user_id=session.user_id,
             status=session.state,
             reason=session.reason,
             epoch=session.epoch,
             worker=session.owner or None,
+            continues=session.continues or None,
             created_at=session.admitted_at,
             timings=Timings(**{name: getattr(session, name) for name in Timings.model_fields}),
         )
@@ -234,7 +241,11 @@ class SessionsAnswer(Answer):
 
 
 class TurnTimings(Answer):
-    """Where the time of an answer went: moments in Unix seconds, durations in seconds."""
+    """Where the time of an answer went: moments in Unix seconds, durations in seconds.
+
+    Of what was drafted while the caller was waited for, `graph_llm` and `tts` count what was left when the turn was
+    over.
+    """
 
     speech_ended_at: float
     endpointing: float
@@ -253,9 +264,10 @@ class TurnAnswer(Answer):
 
 
 class UserTurn(TurnAnswer):
-    """What the caller said, and to which specialist."""
+    """What the caller said or wrote, and to which specialist."""
 
     role: Literal["user"]
+    channel: Literal["voice", "chat"] = "voice"
     text: str
     specialist: str | None
 
@@ -269,9 +281,10 @@ class Citation(Answer):
 
 
 class AssistantTurn(TurnAnswer):
-    """What the caller heard; `timings` when it answered speech."""
+    """What the caller heard or read; `timings` when it answered speech."""
 
     role: Literal["assistant"]
+    channel: Literal["voice", "chat"] = "voice"
     text: str
     specialist: str | None
     interrupted: bool

@@ -9,13 +9,15 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from api.asked import Asked
 from api.errors import OUTSIDE_OPERATIONS, ProblemKind, kind_of
-from api.models import Problem
-from api.routes import Route
+from api.models import Answer, Problem
+from api.routes import EVENT_STREAM, Route
 
 #: The version of the interface, not of the program.
 API_VERSION = "1"
 
 Json = dict[str, Any]
+
+_REFERENCE = "#/components/schemas/{model}"
 
 _REQUEST_ID = {"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}}
 _HEADERS: Json = {
@@ -100,32 +102,61 @@ def _responses(route: Route) -> Json:
     for error_class in route.problems:
         kind = kind_of(error_class)
         kinds_by_status.setdefault(kind.status, []).append(kind)
-    answers = {str(status): _answer(status, _reference(model)) for status, model in route.answers.items()}
+    answers = {str(status): _answer(status, model, route) for status, model in route.answers.items()}
     problems = {str(status): _problem(status, kinds) for status, kinds in sorted(kinds_by_status.items())}
     return problems | answers
 
 
-def _answer(status: int, schema: Json) -> Json:
+def _answer(status: int, model: type[Answer], route: Route) -> Json:
+    schema = _event(model) if route.answers_media_type == EVENT_STREAM else _reference(model)
     return {
         "description": HTTPStatus(status).phrase,
         "headers": _REQUEST_ID,
-        "content": {"application/json": {"schema": schema}},
+        "content": {route.answers_media_type: {"schema": schema}},
+    }
+
+
+def _event(model: type[Answer]) -> Json:
+    """One event of a stream, which OpenAPI 3.1 has no words for: tools take the schema for that of each event."""
+    kinds = model.model_json_schema(mode="serialization", ref_template=_REFERENCE)["properties"]
+    return {
+        "description": "Each event of the stream.",
+        "oneOf": [
+            {
+                "type": "object",
+                "properties": {
+                    "event": {"const": name},
+                    "id": {"type": "string"},
+                    "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": data},
+                },
+                "required": ["event", "data"],
+            }
+            for name, data in kinds.items()
+        ],
     }
 
 
 def _problem(status: int, kinds: Sequence[ProblemKind]) -> Json:
-    names = ["Retry-After"] if status == 503 else ["WWW-Authenticate"] if status == 401 else []
+    headers: Json = {"WWW-Authenticate": _header("WWW-Authenticate")} if status == 401 else {}
+    if any(kind.retry_after for kind in kinds) or status == 503:
+        headers["Retry-After"] = (
+            _header("Retry-After") if status == 503 else {**_HEADERS["Retry-After"], "required": False}
+        )
     codes = sorted({kind.code for kind in kinds})
     narrowed = {"status": {"const": status}, "code": {"enum": codes}}
     return {
         "description": "; ".join(sorted({f"`{kind.code}`: {kind.title}" for kind in kinds})),
-        "headers": _REQUEST_ID | {name: {"$ref": f"#/components/headers/{name}"} for name in names},
+        "headers": _REQUEST_ID | headers,
         "content": {"application/problem+json": {"schema": {**_reference(Problem), "properties": narrowed}}},
     }
 
 
+def _header(name: str) -> Json:
+    return {"$ref": f"#/components/headers/{name}"}
+
+
 def _reference(model: type[BaseModel]) -> Json:
-    return {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"$ref": _REFERENCE.format(model=model.__name__)}
 
 
 def _schemas(routes: Sequence[Route]) -> Json:
@@ -134,5 +165,5 @@ def _schemas(routes: Sequence[Route]) -> Json:
         if route.body is not None and issubclass(route.body, BaseModel):
             wanted[route.body] = "validation"
         wanted |= dict.fromkeys(route.answers.values(), "serialization")
-    _, schema = models_json_schema(list(wanted.items()), ref_template="#/components/schemas/{model}")
+    _, schema = models_json_schema(list(wanted.items()), ref_template=_REFERENCE)
     return dict(schema["$defs"])

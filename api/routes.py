@@ -17,6 +17,7 @@ BODY_LIMIT = 64 * 1024
 #: The same for addresses that take more; in LiveKit's events rooms and participants carry up to 64 KB of metadata and
 #: as much of attributes.
 LARGE_BODIES: Mapping[str, int] = {"/webhooks/livekit": 1024 * 1024}
+EVENT_STREAM = "text/event-stream"
 _VARIABLE = re.compile(r"<(\w+)>")
 
 
@@ -40,6 +41,8 @@ class Route:
     body: type[Asked] | type[bytes] | None = None
     #: The body's media type.
     media_type: str = "application/json"
+    #: The media type of what it answers: with `EVENT_STREAM` each field of the model is the data of an event.
+    answers_media_type: str = "application/json"
     #: What it refuses besides that which every route refuses.
     refusals: tuple[type[Exception], ...] = ()
     #: Whether it is served without a key.

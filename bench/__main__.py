@@ -7,9 +7,13 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from bench.endpointing import measure_endpointing
+from bench.graph import measure_graph
 from bench.joins import measure_joins
+from bench.long_sessions import measure_long_sessions
 from bench.report import Report, print_report
 from bench.requests import measure_requests
+from bench.stored_sessions import measure_stored_sessions
 from bench.turns import measure_turns
 
 #: The load average from which on a machine is not quiet.
@@ -18,7 +22,7 @@ _BUSY_LOAD = 1.0
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Measure this machine's Muster: joins and turns with real audio through the whole local stack, and its requests.
+    """Measure this machine's Muster: joins and turns with real audio through the whole local stack, requests, graph.
 
     Run it on a quiet machine: on a busy one every figure is about the machine.
     """
@@ -37,10 +41,21 @@ def joins(count: int, output: Path | None) -> None:
 
 @main.command()
 @click.option("--calls", default=6, show_default=True, help="How many calls of ten turns, one barge-in in each.")
+@click.option(
+    "--first-token-delay", default=0.0, show_default=True, help="Seconds the stand-in model takes to its first token."
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
-def turns(calls: int, output: Path | None) -> None:
+def turns(calls: int, first_token_delay: float, output: Path | None) -> None:
     """From the end of the caller's speech to the agent's first audible frame, with its critical path."""
-    _show(measure_turns(calls=calls), output)
+    _show(measure_turns(calls=calls, first_token_delay=first_token_delay), output)
+
+
+@main.command()
+@click.option("--count", default=30, show_default=True, help="How many of the thirty utterances to speak.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
+def endpointing(count: int, output: Path | None) -> None:
+    """Utterances with pauses inside: which are taken for over at a pause, and how long after its end a turn is over."""
+    _show(measure_endpointing(count=count), output)
 
 
 @main.command()
@@ -50,6 +65,30 @@ def turns(calls: int, output: Path | None) -> None:
 def requests(count: int, rate: float, output: Path | None) -> None:
     """POST /join at a steady rate, and /health beside slow clients, under two HTTP servers; no call starts."""
     _show(measure_requests(count=count, rate=rate), output)
+
+
+@main.command()
+@click.option("--count", default=300, show_default=True, help="How many turns to count for each way, after 20.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
+def graph(count: int, output: Path | None) -> None:
+    """From a question to its first token, through the graph and with OpenAI's client directly; no audio, no Redis."""
+    _show(measure_graph(count=count), output)
+
+
+@main.command()
+@click.option("--sessions", default=20, show_default=True, help="How many sessions of 100 turns.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
+def memory(sessions: int, output: Path | None) -> None:
+    """What the graph's own work takes in the first and in the last turns of long sessions; no model, no Redis."""
+    _show(measure_long_sessions(sessions=sessions), output)
+
+
+@main.command()
+@click.option("--sessions", default=5, show_default=True, help="How many sessions of 100 turns for each way.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
+def storage(sessions: int, output: Path | None) -> None:
+    """What a long session stores in Redis and sends there, beside LangGraph's own checkpoints; no audio."""
+    _show(measure_stored_sessions(sessions=sessions), output)
 
 
 def _show(report: Report, output: Path | None) -> None:

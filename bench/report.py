@@ -49,6 +49,8 @@ class Report:
     title: str
     figures: Mapping[str, Figure]
     notes: Sequence[str] = field(default_factory=tuple)
+    #: Of the milliseconds in the table.
+    decimals: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Every single value, and the machine they come from."""
@@ -72,7 +74,9 @@ def print_report(console: Console, report: Report) -> None:
         column.justify = "right"
     for name, figure in report.figures.items():
         if figure.values:
-            row = (f"{1000 * value:,.0f}" for value in (figure.p50, figure.p95, figure.p99, figure.worst))
+            row = (
+                f"{1000 * value:,.{report.decimals}f}" for value in (figure.p50, figure.p95, figure.p99, figure.worst)
+            )
             table.add_row(name, str(len(figure.values)), *row)
     console.print(table)
     for note in report.notes:

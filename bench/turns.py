@@ -33,13 +33,14 @@ _SEGMENTS = ("endpointing", "stt", "graph_llm", "tts", "transport")
 _CALL_LIMIT = 300
 
 
-def measure_turns(*, calls: int) -> Report:
-    """`calls` calls one after the other on a stack of its own."""
+def measure_turns(*, calls: int, first_token_delay: float = 0.0) -> Report:
+    """`calls` calls one after the other on a stack of its own, whose model takes so many seconds to its first token."""
     parts = frozenset({REDIS, LIVEKIT, PROVIDERS, AGENT_SERVICE, CONTROL_PLANE, WORKER})
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        with Stack(options=StackOptions(parts=parts, preferred_ports=False, home=home)):
-            return _report([_call(home, number) for number in range(calls)])
+        options = StackOptions(parts=parts, preferred_ports=False, home=home, first_token_delay=first_token_delay)
+        with Stack(options=options):
+            return _report([_call(home, number) for number in range(calls)], first_token_delay=first_token_delay)
 
 
 def _call(home: Path, number: int) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def _call(home: Path, number: int) -> dict[str, Any]:
     return result
 
 
-def _report(results: Sequence[dict[str, Any]]) -> Report:
+def _report(results: Sequence[dict[str, Any]], *, first_token_delay: float) -> Report:
     turns = [turn for result in results for turn in result["turns"]]
     paths = [turn["critical_path"] for turn in turns if turn["critical_path"]]
     figures = {
@@ -68,7 +69,10 @@ def _report(results: Sequence[dict[str, Any]]) -> Report:
         "difference, absolute": Figure([abs(path["difference"]) for path in paths]),
         "barge-in to silence": Figure([turn["silenced_after"] for turn in turns if turn["silenced_after"]]),
     }
-    return Report("End of the caller's speech to the agent's first audible frame", figures, _notes(results))
+    title = "End of the caller's speech to the agent's first audible frame"
+    if first_token_delay:
+        title += f"; the model takes {1000 * first_token_delay:g} ms to its first token"
+    return Report(title, figures, _notes(results))
 
 
 def _notes(results: Sequence[dict[str, Any]]) -> list[str]:

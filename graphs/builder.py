@@ -39,7 +39,7 @@ def build_graph(
     graph.add_conditional_edges(START, route_turn(roster, router), nodes)
     for specialist in roster.values():
         node = nodes[specialist.name]
-        graph.add_node(node, answer(specialist, roster=roster, llm=llm, retrieval=retrieval))
+        graph.add_node(node, answer(specialist, roster=roster, llm=llm, router=router, retrieval=retrieval))
         graph.add_conditional_edges(node, after_answer)
     graph.add_node(TOOLS, run_tools(roster))
     graph.add_conditional_edges(TOOLS, after_tools, nodes)

@@ -1,6 +1,9 @@
-"""Where a turn goes next: from its start to a specialist, to the tools, and back or out."""
+"""Where a turn goes next: from its start to a specialist, to the tools, and back or out.
 
-from collections.abc import Callable
+Each is a coroutine function, because LangGraph gives any other to a thread, and the caller waits for that.
+"""
+
+from collections.abc import Awaitable, Callable
 
 from langgraph.graph import END
 
@@ -11,16 +14,16 @@ from graphs.state import State
 TOOLS = "run tools"
 
 
-def route_turn(roster: Roster, router: AgentRouterPort) -> Callable[[State], str]:
-    def route(state: State) -> str:
-        return router(state["active"], roster)
+def route_turn(roster: Roster, router: AgentRouterPort) -> Callable[[State], Awaitable[str]]:
+    async def route(state: State) -> str:
+        return router.begin(state["active"], roster)
 
     return route
 
 
-def after_answer(state: State) -> str:
+async def after_answer(state: State) -> str:
     return TOOLS if state["calls"] else END
 
 
-def after_tools(state: State) -> str:
+async def after_tools(state: State) -> str:
     return str(state["active"])

@@ -228,6 +228,10 @@ class Exchange:
         return "error" not in self.result
 
     @property
+    def is_hand_over(self) -> bool:
+        return self.is_done and self.receiver != self.specialist
+
+    @property
     def messages(self) -> Sequence[Message]:
         """The request, and the result that `receiver` reads.
 

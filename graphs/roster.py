@@ -78,6 +78,8 @@ class Roster(Mapping[str, Specialist]):
             self._specialists[specialist.name] = specialist
         if not self._specialists:
             raise RosterInvalid("The roster is empty")
+        # Made once: a caller waits for whatever a turn does before its model call.
+        self._transfers = {name: self._describe_others(name) for name in self._specialists}
 
     def __getitem__(self, name: str) -> Specialist:
         return self._specialists[name]
@@ -94,6 +96,9 @@ class Roster(Mapping[str, Specialist]):
 
     def transfer_schema(self, source: str) -> ToolSchema | None:
         """The tool by which `source` hands a caller over; None when nobody else is there."""
+        return self._transfers[source]
+
+    def _describe_others(self, source: str) -> ToolSchema | None:
         others = [specialist for specialist in self.values() if specialist.name != source]
         if not others:
             return None

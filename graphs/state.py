@@ -2,9 +2,9 @@
 
 import asyncio
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from graphs.entities import Exchange, Message, MessageRecord, PassageRecord, ToolCallRecord
 
@@ -61,7 +61,7 @@ class Turn:
 
     `history` ends with the user's words, `slots` are facts about the caller. `remember` makes a finished tool call or
     hand-over lasting at the moment it happens: a turn that is cut off later has still done it. Tools with side effects
-    wait for `confirmed`.
+    wait for `confirmed`, and run to their end in `finish`, even when the turn is cut off meanwhile.
     """
 
     turn_id: str
@@ -69,8 +69,14 @@ class Turn:
     slots: Mapping[str, object]
     remember: Callable[[Exchange], None]
     confirmed: asyncio.Event
+    finish: Callable[[Coroutine[Any, Any, Exchange]], Awaitable[Exchange]]
 
     @property
     def words(self) -> str:
         """What the user said in this turn."""
         return next((each.content for each in reversed(self.history) if each.role == "user"), "")
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an earlier attempt to answer has done something already."""
+        return bool(self.history) and self.history[-1].role != "user"

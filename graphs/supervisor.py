@@ -1,10 +1,10 @@
 """The agents others talk to: a supervised team of specialists, or one specialist alone."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from graphs.builder import Graph, build_graph
 from graphs.configuration import AgentConfiguration
@@ -78,11 +78,13 @@ class SupervisorAgent:
         #: The newest confirmed draft, and the turn it answers: who asks it again means that turn.
         self._confirmed = ("", "")
         self._answering = False
+        #: Held here because nobody else does when a turn is cut off.
+        self._unfinished: set[asyncio.Task[Exchange]] = set()
 
     def restore(self, history: Sequence[Message], *, active: str | None) -> None:
         """Remember this conversation, and nothing else, as another process has left it; no answer may be open."""
         spoke = active or next((each.specialist for each in reversed(history) if each.specialist), None)
-        self._memory = Memory(history, active=self._router(spoke, self._roster))
+        self._memory = Memory(history, active=self._router.begin(spoke, self._roster))
 
     @property
     def active(self) -> str:
@@ -137,9 +139,20 @@ class SupervisorAgent:
             slots=self._slots,
             remember=attempt.remember,
             confirmed=attempt.confirmed,
+            finish=self._finish,
         )
 
+    async def _finish(self, work: Coroutine[Any, Any, Exchange]) -> Exchange:
+        """Do what cannot be half done: it goes on, and is remembered, when whoever waits for it is cancelled."""
+        task = asyncio.create_task(work)
+        self._unfinished.add(task)
+        task.add_done_callback(self._unfinished.discard)
+        return await asyncio.shield(task)
+
     def _keep(self, exchange: Exchange) -> None:
+        if not exchange.is_hand_over:
+            # A tool that ended after its turn was cut off does not undo a hand-over made since.
+            exchange = replace(exchange, receiver=self._memory.active)
         self._memory.remember(exchange.turn_id, exchange.messages, active=exchange.receiver)
         if self._on_exchange is not None:
             self._on_exchange(exchange)
@@ -178,6 +191,7 @@ def build_supervisor(
     catalogue: Catalogue | None = None,
     history: Sequence[Message] = (),
     active: str | None = None,
+    router: AgentRouterPort = sticky,
     retrieval: Retrieval | None = None,
     on_exchange: OnExchange | None = None,
 ) -> SupervisorAgent:
@@ -194,6 +208,7 @@ def build_supervisor(
         slots=slots,
         history=history,
         active=active,
+        router=router,
         retrieval=retrieval,
         on_exchange=on_exchange,
     )

@@ -1,6 +1,7 @@
 """A simulated caller: joins a room, speaks real audio on a strict clock, and hears and records the agent."""
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import deque
@@ -288,8 +289,12 @@ class Caller:
         task.add_done_callback(self._tasks.discard)
 
 
+def quiet_room(seconds: float) -> Samples:
+    """What a microphone picks up while nobody speaks; always the same."""
+    second = np.random.default_rng(0).normal(0, NOISE_FLOOR, SAMPLE_RATE).astype(np.int16)
+    return np.resize(second, round(seconds * SAMPLE_RATE))
+
+
 def _noise_frames() -> Iterator[Samples]:
     """The same second of a quiet room, for ever."""
-    noise = np.random.default_rng(0).normal(0, NOISE_FLOOR, (100, FRAME_SAMPLES)).astype(np.int16)
-    while True:
-        yield from noise
+    return itertools.cycle(tuple(frames_of(quiet_room(1.0))))

@@ -22,9 +22,10 @@ PROVIDERS = "providers"
 AGENT_SERVICE = "agent_service"
 CONTROL_PLANE = "control_plane"
 WORKER = "worker"
+CHAT_WORKER = "chat_worker"
 FLOWER = "flower"
 
-ALL_PARTS = frozenset({REDIS, LIVEKIT, PROVIDERS, AGENT_SERVICE, CONTROL_PLANE, WORKER, FLOWER})
+ALL_PARTS = frozenset({REDIS, LIVEKIT, PROVIDERS, AGENT_SERVICE, CONTROL_PLANE, WORKER, CHAT_WORKER, FLOWER})
 
 FLOWER_USER = "muster"
 
@@ -41,15 +42,19 @@ _QUIET = {
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StackOptions:
     """What to start. `environment` counts as if the user had set it; without `preferred_ports` any free port
-    is taken; `directory` holds logs and data and defaults to a new one below `home`."""
+    is taken; `directory` holds logs and data and defaults to a new one below `home`. `first_token_delay` is how many
+    seconds the stand-in model thinks before its first token. Without `speech` the stand-in providers know no sound:
+    they start faster, and their texts come all at once."""
 
     parts: frozenset[str] = ALL_PARTS
     workers: int = 1
     slots: int = 2
+    speech: bool = True
     environment: Mapping[str, str] = field(default_factory=dict)
     preferred_ports: bool = True
     home: Path | None = None
     directory: Path | None = None
+    first_token_delay: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +97,7 @@ class StackPlan:
             AGENT_SERVICE: self._add_agent_service,
             CONTROL_PLANE: self._add_control_plane,
             WORKER: self._add_workers,
+            CHAT_WORKER: self._add_chat_worker,
             FLOWER: self._add_flower,
         }.items():
             if kind in options.parts:
@@ -160,6 +166,9 @@ class StackPlan:
         self.urls[PROVIDERS] = f"http://{HOST}:{port}"
         log = self._directory / "providers.jsonl"
         command = [sys.executable, "-m", "local.providers", "--port", str(port), "--log", str(log)]
+        command += ["--first-token-delay", str(self._options.first_token_delay)]
+        if not self._options.speech:
+            command += ["--no-speech", "--token-interval", "0"]
         knowledge = self._environ.get("MUSTER_KNOWLEDGE")
         self._add(
             PROVIDERS,
@@ -167,11 +176,14 @@ class StackPlan:
             settings={},
             is_ready=lambda: answers_http(f"{self.urls[PROVIDERS]}/health"),
         )
-        self._choose_provider("OPENAI", name="OpenAI", stand_in=RECOGNITION)
-        self._choose_provider("ELEVEN", name="ElevenLabs", stand_in=VOICE)
+        self._choose_provider("OPENAI", name="OpenAI", stand_in=RECOGNITION, order="MUSTER_STT")
+        self._choose_provider("ELEVEN", name="ElevenLabs", stand_in=VOICE, order="MUSTER_TTS")
 
-    def _choose_provider(self, prefix: str, *, name: str, stand_in: StandIn) -> None:
-        """The real service when the user has a key for it, a server of the user's own, or the stand-in."""
+    def _choose_provider(self, prefix: str, *, name: str, stand_in: StandIn, order: str) -> None:
+        """The real service when the user has a key for it, a server of the user's own, or the stand-in.
+
+        What it stands in for is needed unless the variable `order` leaves the provider out.
+        """
         key, base_url = f"{prefix}_API_KEY", f"{prefix}_BASE_URL"
         if given := self._environ.get(base_url):
             self.settings[base_url] = given
@@ -181,7 +193,8 @@ class StackPlan:
             self.settings[key] = self._environ[key]
             self.notes.append(f"{name}: the real service, with your {key}; calls cost money")
         else:
-            stand_in.require()
+            if self._options.speech and name.lower() in (self._environ.get(order) or name.lower()):
+                stand_in.require()
             self.settings[base_url] = f"{self.urls[PROVIDERS]}/v1"
             self.settings[key] = "stand-in"
 
@@ -217,6 +230,16 @@ class StackPlan:
                 is_ready=partial(self._worker_is_ready, log),
                 after=(REDIS,),
             )
+
+    def _add_chat_worker(self) -> None:
+        log = self._directory / f"{CHAT_WORKER}.log"
+        options = ["--without-mingle", "--without-gossip", "-n", "chat-1@%h", "--loglevel", "INFO"]
+        self._add(
+            CHAT_WORKER,
+            [sys.executable, "-m", "celery", "-A", "worker.chat.app", "worker", *options],
+            is_ready=partial(has_logged, log, b" ready."),
+            after=(REDIS,),
+        )
 
     def _worker_is_ready(self, log: Path) -> bool:
         if not has_logged(log, b" ready."):

@@ -18,6 +18,7 @@ from local.guard import Guard
 from local.logs import tail
 from local.parts import (
     AGENT_SERVICE,
+    CHAT_WORKER,
     CONTROL_PLANE,
     FLOWER,
     FLOWER_USER,
@@ -34,7 +35,7 @@ from local.state import StackState, StateFile
 
 #: Stages of an orderly stop and the seconds each may take: calls end while all they need is still there.
 _STOP_STAGES = (
-    ({WORKER, FLOWER}, 8.0),
+    ({WORKER, CHAT_WORKER, FLOWER}, 8.0),
     ({AGENT_SERVICE, CONTROL_PLANE}, 1.5),
     ({LIVEKIT, PROVIDERS}, 1.0),
     ({REDIS}, 1.0),

@@ -43,7 +43,8 @@ VOICE = StandIn(
     what="voice",
     package="piper-tts",
     module="piper",
-    instead="Set ELEVEN_API_KEY, or use Python 3.13 or older; without it `muster call` speaks recordings (--wav) only.",
+    instead="Set ELEVEN_API_KEY, or OPENAI_API_KEY and MUSTER_TTS=openai, or use Python 3.13 or older; without it "
+    "`muster call` speaks recordings (--wav) only.",
 )
 REDIS = StandIn(
     what="Redis",

@@ -10,7 +10,7 @@ import uuid
 import wave
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -61,13 +61,14 @@ SOUND_ERRORS = (ValueError, EOFError, wave.Error)
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
-    """One call to hold: where, what to say, and how to end it."""
+class Call:
+    """One call to hold: where, what to say, how to end it, and what the agent knows about the caller."""
 
     client: MusterClient
     room: str
     lines: Sequence[Line]
     leave: bool
+    metadata: Mapping[str, str | int | float | bool | None] = field(default_factory=lambda: {"name": CALLER_NAME})
 
 
 def run_call(
@@ -92,9 +93,9 @@ def run_call(
         lines = _rendered(script, providers=urls[PROVIDERS])
         if wav is not None:
             lines.append(Line(f"({wav.name})", read_wav(wav)))
-        with _client(urls) as client:
-            call = _Call(client, room or f"call-{uuid.uuid4().hex[:8]}", lines, leave)
-            result = asyncio.run(_hold(call, console=console, output=output))
+        with open_client(urls) as client:
+            call = Call(client, room or f"call-{uuid.uuid4().hex[:8]}", lines, leave)
+            result = asyncio.run(hold_call(call, console=console, output=output))
     except (*CALL_ERRORS, *SOUND_ERRORS) as error:
         console.print(f"The call failed: {error}", style="red", soft_wrap=True)
         return 1
@@ -114,9 +115,9 @@ def run_demo(*, urls: Mapping[str, str], console: Console, output: Path) -> int:
     output.mkdir(parents=True, exist_ok=True)
     try:
         lines = _rendered(DEMO_SCRIPT, providers=urls[PROVIDERS])
-        with _client(urls) as client:
-            call = _Call(client, f"demo-{uuid.uuid4().hex[:8]}", lines, leave=True)
-            result = asyncio.run(_hold(call, console=console, output=output))
+        with open_client(urls) as client:
+            call = Call(client, f"demo-{uuid.uuid4().hex[:8]}", lines, leave=True)
+            result = asyncio.run(hold_call(call, console=console, output=output))
         result = replace(result, recording_errors=_recognised_again(result, urls[PROVIDERS], output))
     except CALL_ERRORS as error:
         console.print(f"The demo failed: {error}", style="red", soft_wrap=True)
@@ -127,7 +128,7 @@ def run_demo(*, urls: Mapping[str, str], console: Console, output: Path) -> int:
     return _conclude(console, failures)
 
 
-def _client(urls: Mapping[str, str]) -> MusterClient:
+def open_client(urls: Mapping[str, str]) -> MusterClient:
     return MusterClient(
         urls[AGENT_SERVICE], control_plane=urls[CONTROL_PLANE], api_key=os.environ.get("MUSTER_API_KEY")
     )
@@ -139,14 +140,12 @@ def _rendered(script: Sequence[tuple[str, str | None]], *, providers: str) -> li
     return [Line(text, voice.render(text), Line(over, voice.render(over)) if over else None) for text, over in script]
 
 
-async def _hold(call: _Call, *, console: Console, output: Path | None = None) -> CallResult:
+async def hold_call(call: Call, *, console: Console, output: Path | None = None) -> CallResult:
     """Holds the call; its recording is written into `output`, also when the call fails on the way."""
     # The SDK warns of a handle dropped twice whenever the agent leaves first, in the middle of the chat.
     logging.getLogger("livekit").setLevel(logging.ERROR)
     requested_at = time.time()
-    token = await asyncio.to_thread(
-        call.client.token, room=call.room, identity=CALLER_IDENTITY, metadata={"name": CALLER_NAME}
-    )
+    token = await asyncio.to_thread(call.client.token, room=call.room, identity=CALLER_IDENTITY, metadata=call.metadata)
     joined = token.session
     if joined is None:
         raise CallFailed("the control plane gave a token but started no session")
@@ -167,7 +166,7 @@ async def _hold(call: _Call, *, console: Console, output: Path | None = None) ->
     return CallResult(session, join, conversation.greeting, exchanges, caller.worst_delay)
 
 
-async def _converse(conversation: Conversation, call: _Call, joined: Joined) -> None:
+async def _converse(conversation: Conversation, call: Call, joined: Joined) -> None:
     """Speaks the script. Raises `CallFailed` as soon as the session ends under it."""
     talk = asyncio.create_task(_talk(conversation, call.lines), name="conversation")
     end = asyncio.create_task(_ended(call.client, joined, within=math.inf), name="session-watch")

@@ -18,6 +18,7 @@ from local.errors import LocalError
 from local.parts import (
     AGENT_SERVICE,
     ALL_PARTS,
+    CHAT_WORKER,
     CONTROL_PLANE,
     FLOWER,
     LIVEKIT,
@@ -28,6 +29,7 @@ from local.parts import (
 from local.paths import home_directory
 from local.stack import Stack
 from local.state import StateFile
+from muster.evals.command import evaluate
 from muster.knowledge import knowledge
 
 _TITLES = {
@@ -41,7 +43,7 @@ _TITLES = {
 
 
 #: The kinds of process that have settings, as words of the command line.
-PROCESSES = ("worker", "agent-service", "control-plane")
+PROCESSES = ("worker", "chat-worker", "agent-service", "control-plane")
 
 
 @click.group()
@@ -54,12 +56,15 @@ def main() -> None:
     muster up                           start everything and stay
     muster call --say "What do you sell?"   talk to the agents of `muster up`
     muster handover SESSION             have another worker go on with a call
+    muster chat                         write to them
     muster knowledge add FILE...        documents the agents answer from
+    muster eval                         hold scripted conversations and judge them
     muster doctor                       say what is wrong, and what to do
     """
 
 
 main.add_command(knowledge)
+main.add_command(evaluate)
 
 
 @main.command()
@@ -88,6 +93,7 @@ def up(slots: int, workers: int, no_flower: bool) -> None:
         console.print(_url_table(stack.urls, user=user, password=password))
         console.print(f"Logs: {stack.directory}")
         console.print("Talk to it from another terminal: [bold]muster call --say 'What are your prices?'[/bold]")
+        console.print("Or write to it: [bold]muster chat[/bold]")
         console.print("Ctrl-C stops it.", style="dim")
         with suppress(KeyboardInterrupt):
             stack.wait()
@@ -103,7 +109,7 @@ def up(slots: int, workers: int, no_flower: bool) -> None:
 def demo(output: Path | None) -> None:
     """Start the stack, hold one spoken call with its agent, show it like a chat, stop."""
     console = Console()
-    with launched_stack(StackOptions(), console) as stack:
+    with launched_stack(StackOptions(parts=ALL_PARTS - {CHAT_WORKER}), console) as stack:
         # Loads for a second or more: time in which the stack starts.
         from muster.calls import run_demo
 
@@ -158,6 +164,23 @@ def call(
             console=console,
             output=output,
         )
+    raise SystemExit(code)
+
+
+@main.command()
+@click.argument("session", required=False)
+@click.option("--say", multiple=True, metavar="TEXT", help="A text for the agent instead of the terminal's lines.")
+def chat(session: str | None, say: tuple[str, ...]) -> None:
+    """Write to the agents of a running `muster up`, line by line.
+
+    SESSION goes on with a call or chat by its id, also with a call that is on the phone; without it a new one begins.
+    """
+    console = Console()
+    with _readable_errors(console):
+        urls = StateFile(home=home_directory()).running().urls
+        from muster.chatting import run_chat
+
+        code = run_chat(agent_service=urls[AGENT_SERVICE], session_id=session, texts=say, console=console)
     raise SystemExit(code)
 
 

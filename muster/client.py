@@ -1,6 +1,7 @@
 """The Python client of both services: sessions of the agent service, tokens of the control plane."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -10,6 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from muster.errors import (
     AgentUnavailable,
+    ChatTurnNotFound,
     FleetFull,
     FleetNotReady,
     HandOverImpossible,
@@ -21,6 +23,7 @@ from muster.errors import (
     RoomChanging,
     ServiceBroken,
     ServiceUnreachable,
+    SessionBusy,
     SessionNotFound,
     StateMisconfigured,
     StateUnavailable,
@@ -75,15 +78,19 @@ class SessionTimings:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """An agent's stay in a room, as the fleet knows it."""
+    """An agent's stay in a room, or a conversation of text without one, as the fleet knows it.
+
+    `continues` is the session whose conversation it goes on with.
+    """
 
     session_id: str
-    room: str
+    room: str | None
     status: str
     user_id: str | None = None
     reason: str | None = None
     epoch: int | None = None
     worker: str | None = None
+    continues: str | None = None
     created_at: float | None = None
     timings: SessionTimings = SessionTimings()
 
@@ -96,7 +103,8 @@ class Session:
 class TurnTimings:
     """Where the time of an answer went, as the agent measured it.
 
-    `speech_ended_at` and `first_audio_at` are unix seconds on the agent's clock, the rest are seconds.
+    `speech_ended_at` and `first_audio_at` are unix seconds on the agent's clock, the rest are seconds. Of what was
+    drafted while the caller was waited for, `graph_llm` and `tts` count what was left when the turn was over.
     """
 
     speech_ended_at: float
@@ -137,6 +145,7 @@ class Turn:
 
     cursor: str
     role: Literal["user", "assistant", "event"]
+    channel: Literal["voice", "chat"] = "voice"
     item_id: str | None = None
     text: str | None = None
     specialist: str | None = None
@@ -153,6 +162,46 @@ class TurnPage:
 
     turns: tuple[Turn, ...]
     cursor: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatUsage:
+    """What an answer's model calls consumed, in tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChatEvent:
+    """One event of an answer to a text; which fields are there depends on its `kind`.
+
+    "session": `session_id`, `turn_id`, `status`. "begun": `specialist`; text before it belongs to an attempt that broke
+    off. "text": a piece of the answer, and the `specialist` who gives it. "transfer": from `source` to `target`.
+    "tool": its `name`. "done": the whole answer, with `interrupted`, `usage`, `citations` and the `cursor` of its
+    turn. "error": `code` and `detail`. The last two end an answer. `event_id` is where to go on after it.
+    """
+
+    kind: str
+    event_id: str | None = None
+    session_id: str | None = None
+    turn_id: str | None = None
+    status: str | None = None
+    text: str | None = None
+    specialist: str | None = None
+    source: Annotated[str | None, Field(alias="from")] = None
+    target: Annotated[str | None, Field(alias="to")] = None
+    name: str | None = None
+    interrupted: bool = False
+    usage: ChatUsage | None = None
+    citations: tuple[Citation, ...] = ()
+    cursor: str | None = None
+    code: str | None = None
+    detail: str | None = None
+
+    @property
+    def is_last(self) -> bool:
+        return self.kind in ("done", "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +257,10 @@ REFUSALS: Mapping[str, type[RequestRefused]] = {
     "session_not_found": SessionNotFound,
     "idempotency_key_reused": IdempotencyKeyReused,
     "handover_impossible": HandOverImpossible,
+    "turn_not_found": ChatTurnNotFound,
+    "turn_in_progress": SessionBusy,
+    "session_changing": SessionBusy,
+    "session_not_over": SessionBusy,
     "internal_error": ServiceBroken,
     "record_unreadable": ServiceBroken,
     "fleet_full": FleetFull,
@@ -261,16 +314,20 @@ class MusterClient:
         room: str,
         user_id: str,
         metadata: Metadata | None = None,
+        continue_session: str | None = None,
         configuration: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Joined:
         """Sends an agent into `room`. Repeating it with the same key never starts a second session.
 
-        `configuration` is JSON as the README describes it: specialists, instructions, voice and so on.
+        `configuration` is JSON as the README describes it: specialists, instructions, voice and so on. The session goes
+        on with the conversation of `continue_session`, which must be over: raises `SessionNotFound` or `SessionBusy`
+        otherwise.
         """
         body: dict[str, Any] = {"room": room, "user_id": user_id}
         body |= {"metadata": dict(metadata)} if metadata else {}
         body |= {"configuration": dict(configuration)} if configuration else {}
+        body |= {"continue_session": continue_session} if continue_session else {}
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
         return self._ask(Joined, "POST", f"{self._agent_service}/join", json=body, headers=headers)
 
@@ -300,6 +357,31 @@ class MusterClient:
         query = {"after": after} if after else {}
         return self._ask(TurnPage, "GET", f"{self._agent_service}/sessions/{session_id}/turns", params=query)
 
+    def chat(
+        self,
+        text: str,
+        *,
+        user_id: str,
+        session_id: str | None = None,
+        metadata: Metadata | None = None,
+        idempotency_key: str | None = None,
+    ) -> Iterator[ChatEvent]:
+        """Writes `text` to a session, or to a new one that knows `metadata`, and yields the answer as it is given.
+
+        The first event names the session. Repeating it with the same key writes no second text. Raises
+        `SessionNotFound` and `SessionBusy`; what goes wrong later is the last event.
+        """
+        body: dict[str, Any] = {"user_id": user_id, "text": text}
+        body |= {"session_id": session_id} if session_id else {}
+        body |= {"metadata": dict(metadata)} if metadata else {}
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
+        return self._stream("POST", f"{self._agent_service}/chat", json=body, headers=headers)
+
+    def follow(self, session_id: str, turn_id: str, *, after: str | None = None) -> Iterator[ChatEvent]:
+        """The events of an answer again, those behind the `event_id` given as `after`. Raises `ChatTurnNotFound`."""
+        headers = {"Last-Event-ID": after} if after else None
+        return self._stream("GET", f"{self._agent_service}/chat/{session_id}/{turn_id}", headers=headers)
+
     def token(
         self,
         *,
@@ -320,6 +402,18 @@ class MusterClient:
         body |= {"ttl": ttl} if ttl else {}
         return self._ask(CallerToken, "POST", f"{self._control_plane}/api/v1/livekit/token", json=body)
 
+    def _stream(self, method: str, url: str, **request: Any) -> Iterator[ChatEvent]:
+        try:
+            with self._http.stream(method, url, **request) as response:
+                if response.is_error:
+                    response.read()
+                    raise _refusal(response)
+                yield from _events(response.iter_lines())
+        except httpx.TransportError as error:
+            raise ServiceUnreachable(f"{url} does not answer: {error}") from error
+        except (ValidationError, ValueError) as error:
+            raise UnexpectedAnswer(f"{url} answered in an unexpected form: {error}") from error
+
     def _ask(self, kind: type[Answer], method: str, url: str, **request: Any) -> Answer:
         try:
             response = self._http.request(method, url, **request)
@@ -331,6 +425,21 @@ class MusterClient:
             return TypeAdapter(kind).validate_json(response.content)
         except ValidationError as error:
             raise UnexpectedAnswer(f"{url} answered in an unexpected form: {error}") from error
+
+
+def _events(lines: Iterable[str]) -> Iterator[ChatEvent]:
+    """Server-sent events: fields line by line, an empty line behind each event; a line without a name says nothing."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name:
+            fields[name] = value.removeprefix(" ")
+        elif not line and "event" in fields:
+            data = json.loads(fields.get("data", "{}"))
+            yield TypeAdapter(ChatEvent).validate_python(
+                {**data, "kind": fields["event"], "event_id": fields.get("id")}
+            )
+            fields = {}
 
 
 def _refusal(response: httpx.Response) -> RequestRefused | UnexpectedAnswer:

@@ -32,11 +32,12 @@ FEED_INTERVAL = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Something for the caller to say, and what is said over the answer if it is interrupted."""
+    """Something for the caller to say, and what is said over the answer, `interrupt_after` seconds from its start."""
 
     text: str
     samples: Samples
     interruption: "Line | None" = None
+    interrupt_after: float = INTERRUPT_AFTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,9 @@ class Conversation:
     async def _interrupt(self, line: Line, utterance: Utterance, interruption: Line) -> None:
         heard_at = await self._first_audible(utterance.ended_at)
         try:
-            barge_in = await self._caller.barge_in(interruption.samples, after=INTERRUPT_AFTER, within=ANSWER_TIMEOUT)
+            barge_in = await self._caller.barge_in(
+                interruption.samples, after=line.interrupt_after, within=ANSWER_TIMEOUT
+            )
         except TimeoutError:
             self._keep(Exchange(line.text, utterance, heard_at, await self._finished_reply()))
             return

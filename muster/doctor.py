@@ -87,8 +87,9 @@ def deployment_checks(environ: Mapping[str, str], processes: Sequence[str]) -> d
     if set(processes) - {"control plane"}:
         checks |= _redis_checks(environ)
     checks |= _livekit_checks(environ)
-    if "worker" in processes:
+    if {"worker", "chat worker"} & set(processes):
         checks["OpenAI"] = partial(check_provider, OPENAI, environ)
+    if "worker" in processes:
         checks["ElevenLabs"] = partial(check_provider, ELEVENLABS, environ)
     if "control plane" in processes:
         url = environ.get("AGENT_SERVICE_URL") or _AGENT_SERVICE_URL

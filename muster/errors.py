@@ -4,6 +4,7 @@ MusterError
 ├── ServiceUnreachable      nobody answers at the address
 ├── UnexpectedAnswer        somebody answers, but not in the services' language
 ├── CallFailed              a simulated call could not be held
+├── ScenarioInvalid         a file of `muster eval` cannot be used
 └── RequestRefused          the service said no, with a code
     ├── InvalidRequest      invalid_request, and whatever else no valid request meets
     ├── KeyRefused          key_missing, key_malformed, key_unknown, keys_required
@@ -40,6 +41,10 @@ class CallFailed(MusterError):
     """The call could not be held."""
 
 
+class ScenarioInvalid(MusterError):
+    """The scenario cannot be used."""
+
+
 class RequestRefused(MusterError):
     """The service refused the request."""
 
@@ -73,7 +78,15 @@ class SessionNotFound(RequestRefused):
 
 
 class IdempotencyKeyReused(RequestRefused):
-    """The idempotency key belongs to a join for another room or user."""
+    """The idempotency key belongs to another request."""
+
+
+class SessionBusy(RequestRefused):
+    """The session is being spoken or written to, or is just starting or ending."""
+
+
+class ChatTurnNotFound(RequestRefused):
+    """There is no such text, or it was answered long ago."""
 
 
 class HandOverImpossible(RequestRefused):

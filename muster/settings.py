@@ -13,11 +13,13 @@ from pydantic.fields import FieldInfo
 from api.settings import AccessSettings, ControlPlaneSettings, WebhookSettings
 from local.paths import ROOT
 from worker.call.settings import CallSettings
+from worker.chat.settings import ChatSettings
 from worker.fleet.settings import EnvironmentSettings, FleetSettings
 
 #: What each kind of process reads when it starts.
 READERS: Mapping[str, tuple[type[EnvironmentSettings], ...]] = {
     "worker": (CallSettings,),
+    "chat worker": (ChatSettings,),
     "agent service": (FleetSettings, AccessSettings, WebhookSettings),
     "control plane": (ControlPlaneSettings,),
 }

@@ -9,6 +9,7 @@ import redis
 
 from local.errors import RedisMissing
 from local.ports import PortPicker
+from tests.provider_server import ProviderServer, provider_server
 from tests.redis_server import RedisServer
 
 
@@ -42,6 +43,13 @@ def redis_url(redis_database: str) -> str:
     with redis.Redis.from_url(redis_database) as client:
         client.flushdb()
     return redis_database
+
+
+@pytest.fixture(scope="module")
+def providers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderServer]:
+    """A stand-in provider server of a module's own."""
+    with provider_server(tmp_path_factory.mktemp("providers") / "requests.jsonl") as server:
+        yield server
 
 
 @pytest.fixture

@@ -25,15 +25,17 @@ from worker.fleet.settings import FleetSettings
 
 
 class Worker:
-    """A real Celery worker of `tests.fleet_app` in processes of its own."""
+    """A real Celery worker of `app` in processes of its own."""
 
-    def __init__(self, name: str, redis_url: str, *, slots: int = 2, **environ: str) -> None:
+    def __init__(
+        self, name: str, redis_url: str, *, slots: int = 2, app: str = "tests.fleet_app", **environ: str
+    ) -> None:
         self.name = name
         self.lines: list[str] = []
         self._ready = threading.Event()
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "celery", "-A", "tests.fleet_app", "worker"),
+                *(sys.executable, "-m", "celery", "-A", app, "worker"),
                 *("--without-mingle", "--without-gossip", "-n", f"{name}@test", "-l", "INFO"),
             ],
             cwd=ROOT,

@@ -48,7 +48,8 @@ class RecordingServer:
                 web.get("/v1/models", list_models),
                 web.post("/v1/audio/transcriptions", transcribe),
                 web.post("/v1/chat/completions", complete),
-                web.post("/v1/text-to-speech/{voice}", speak),
+                web.post("/v1/speech-to-text", transcribe),
+                web.post("/v1/audio/speech", speak),
                 web.get("/v1/text-to-speech/{voice}/multi-stream-input", self._converse),
             ]
         )
@@ -101,4 +102,4 @@ async def complete(_: web.Request) -> web.Response:
 
 
 async def speak(_: web.Request) -> web.Response:
-    return web.Response(body=SILENCE, content_type="audio/pcm")
+    return web.Response(body=SILENCE, content_type="audio/pcm", headers={"X-Request-Id": "1"})

@@ -47,6 +47,10 @@ class ScriptedLLM:
         self.schemas: list[ToolSchema] = []
         self.closed = 0
 
+    def goes_on_with(self, *scripts: Sequence[Step]) -> None:
+        """Play these from the next call on, whatever was left of the earlier ones."""
+        self._scripts[len(self.requests) :] = scripts
+
     async def __call__(
         self, messages: Sequence[Message], tools: Sequence[ToolSchema]
     ) -> AsyncGenerator[LLMEvent, None]:

@@ -80,6 +80,7 @@ def test_a_session_is_shown_without_its_metadata(service: FlaskClient, redis_url
         "reason": None,
         "epoch": 1,
         "worker": None,
+        "continues": None,
         "created_at": admitted_at,
         "timings": {
             "admitted_at": admitted_at,
@@ -115,6 +116,33 @@ def test_a_repeated_idempotency_key_makes_no_second_session(service: FlaskClient
 
     assert (first.status_code, second.status_code) == (202, 200)
     assert first.get_json()["session_id"] == second.get_json()["session_id"]
+
+
+def test_a_join_goes_on_with_a_session_that_is_over_and_what_it_knew(service: FlaskClient, redis_url: str) -> None:
+    old = joined(service, configuration={"greeting": "Good morning."})
+    service.post("/leave", json={"session_id": old})
+
+    session_id = joined(service, room="hall", metadata={"name": "Ada Lovelace"}, continue_session=old)
+
+    assert service.get(f"/sessions/{session_id}").get_json()["continues"] == old
+    with client_of(redis_url) as client:
+        record = run(client, records.read(session_id))
+    assert record is not None
+    known: Any = JOIN["metadata"]
+    assert record.metadata == {**known, "name": "Ada Lovelace"}
+    assert (record.continues, record.configuration) == (old, {"greeting": "Good morning."})
+
+
+def test_a_join_does_not_go_on_with_a_session_that_is_not_over_or_not_there(service: FlaskClient) -> None:
+    old = joined(service)
+
+    live = service.post("/join", json={**JOIN, "room": "hall", "continue_session": old})
+    unknown = service.post("/join", json={**JOIN, "room": "hall", "continue_session": "unknown"})
+
+    assert (live.status_code, live.get_json()["code"]) == (409, "session_not_over")
+    assert (unknown.status_code, unknown.get_json()["code"]) == (404, "session_not_found")
+    # The room is as free as it was.
+    joined(service, room="hall")
 
 
 def test_leaving_a_queued_session_ends_it_and_frees_its_room(service: FlaskClient) -> None:
@@ -215,6 +243,7 @@ def test_turns_are_read_on_from_a_cursor(service: FlaskClient, redis_url: str) -
     said, transferred, heard = everything["turns"]
     assert said == {
         "cursor": cursors[0], "item_id": "1", "at": 1.0, "role": "user", "text": "Hello", "specialist": None,
+        "channel": "voice",
     }  # fmt: skip
     assert transferred == {
         "cursor": cursors[1], "item_id": "2", "at": 2.0, "role": "event",
@@ -222,7 +251,7 @@ def test_turns_are_read_on_from_a_cursor(service: FlaskClient, redis_url: str) -
     }  # fmt: skip
     assert heard == {
         "cursor": cursors[2], "item_id": "3", "at": 3.0, "role": "assistant", "text": "Yes.", "specialist": "sales",
-        "interrupted": True, "timings": None, "citations": [],
+        "channel": "voice", "interrupted": True, "timings": None, "citations": [],
     }  # fmt: skip
     assert rest["turns"] == [transferred, heard]
     assert nothing == {"turns": [], "cursor": cursors[2]}

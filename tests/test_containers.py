@@ -43,6 +43,8 @@ from tests.fleet_workers import Worker
 from tests.redis_server import RedisServer
 from tests.tree import tracked_files
 from worker.call.settings import CallSettings
+from worker.chat.settings import ChatSettings
+from worker.fleet.errors import SettingsInvalid
 from worker.fleet.health import STALE, HealthFile
 from worker.fleet.settings import EnvironmentSettings, FleetSettings
 
@@ -55,6 +57,7 @@ SETTINGS: dict[str, list[type[EnvironmentSettings]]] = {
     "api": [FleetSettings, AccessSettings, WebhookSettings],
     "control-plane": [ControlPlaneSettings],
     "worker": [CallSettings],
+    "chat": [ChatSettings],
     "flower": [FleetSettings],
 }
 #: Variables of the libraries and servers themselves.
@@ -157,12 +160,13 @@ def test_a_container_may_do_no_more_than_it_must(service: str) -> None:
     assert described["image"].rpartition(":")[2] not in ("", "latest")
 
 
-def test_as_many_workers_can_be_started_as_are_wanted() -> None:
+@pytest.mark.parametrize("service", ["worker", "chat"])
+def test_as_many_workers_can_be_started_as_are_wanted(service: str) -> None:
     for name in ("container_name", "hostname", "ports", "volumes"):
-        assert name not in SERVICES["worker"]
-    words = command("worker")
+        assert name not in SERVICES[service]
+    words = command(service)
     # Celery puts the host's short name there, and each container is a host of its own.
-    assert words[words.index("-n") + 1] == "worker-%n@%h"
+    assert words[words.index("-n") + 1] == f"{service}-%n@%h"
 
 
 def test_what_is_published_is_what_the_process_listens_on() -> None:
@@ -211,11 +215,18 @@ def test_every_variable_of_the_image_is_known() -> None:
     assert health_file == FleetSettings.model_fields["health_file"].alias
 
 
-@pytest.mark.parametrize("name", FILLED_IN)
+@pytest.mark.parametrize("name", [name for name in FILLED_IN if name != "ELEVEN_API_KEY"])
 def test_a_start_without_a_required_variable_is_refused(name: str) -> None:
     short = {other: value for other, value in FILLED_IN.items() if other != name}
     with pytest.raises(VariableMissing, match=name):
         interpolate(COMPOSE.read_text(), short)
+
+
+def test_a_worker_can_do_with_openai_s_key_alone() -> None:
+    given = {name: value for name, value in FILLED_IN.items() if name != "ELEVEN_API_KEY"}
+    with pytest.raises(SettingsInvalid, match="ELEVEN_API_KEY"):
+        CallSettings.from_env(environment("worker", given))
+    assert CallSettings.from_env(environment("worker", given | {"MUSTER_TTS": "openai"})).stt_order == ("openai",)
 
 
 def test_the_example_of_the_settings_names_them_all_and_holds_no_secret() -> None:
@@ -224,6 +235,7 @@ def test_the_example_of_the_settings_names_them_all_and_holds_no_secret() -> Non
     assert {name: value for name, value in lines if value} == {
         "LIVEKIT_PUBLIC_URL": "ws://HOST:7880",
         "MUSTER_SLOTS": "2",
+        "MUSTER_CHAT_PROCESSES": "2",
         "MUSTER_MAX_DURATION": "3600",
     }
     assert "/.env" in (ROOT / ".gitignore").read_text().splitlines()

@@ -97,7 +97,7 @@ async def test_a_hand_over_is_bridged_before_the_target_is_known(tmp_path: Path)
         assert isinstance(bridge, TextDelta) and bridge.text.startswith("One moment")
         arguments.set()
         assert await anext(events) == Transferred("front_desk", "sales")
-        assert await anext(events) == TextDelta(" Sales here.", "sales")
+        assert await anext(events) == TextDelta("Sales here.", "sales")
 
 
 async def test_a_bridge_is_left_out_when_the_model_says_something_itself(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ async def test_a_caller_hears_something_even_when_the_model_says_nothing(tmp_pat
 
 async def test_a_bridge_is_not_left_hanging_when_the_new_specialist_says_nothing(tmp_path: Path) -> None:
     agent = supervisor(ScriptedLLM(transfers("sales"), []), tmp_path)
-    assert (await take(agent, "a price"))[-1] == TextDelta(f" {NOTHING_SAID}", "sales")
+    assert (await take(agent, "a price"))[-1] == TextDelta(NOTHING_SAID, "sales")
 
 
 async def test_a_tool_that_fails_is_told_to_the_model_and_the_call_goes_on() -> None:
@@ -356,7 +356,7 @@ async def test_a_specialist_alone_answers_through_the_same_port(tmp_path: Path) 
 async def test_every_specialist_of_the_roster_is_reachable_through_the_port(tmp_path: Path) -> None:
     for name in ("sales", "tech_support"):
         agent: AgentPort = supervisor(ScriptedLLM(transfers(name), says("Here.")), tmp_path)
-        assert (await take(agent, "hi"))[-1] == TextDelta(" Here.", name)
+        assert (await take(agent, "hi"))[-1] == TextDelta("Here.", name)
 
 
 async def test_sales_looks_the_price_up_in_the_catalogue(tmp_path: Path) -> None:

@@ -42,12 +42,17 @@ AT_LEAST = 500
 schemathesis.openapi.format(
     "printable-nfc", st.text(st.sampled_from("aZ7 -_.é字ß€🦉"), min_size=1, max_size=40).filter(str.strip)
 )
+# Nor which characters print.
+schemathesis.openapi.format(
+    "printable-text", st.text(st.sampled_from("aZ7 -_.é字ß€🦉\n\t"), min_size=1, max_size=40).filter(str.strip)
+)
 #: Of the hosts that the agent service of these tests lists.
 LISTED_URL = "https://tools.test/find?by=name"
 
 
 def agent_service_of(redis_url: str) -> Flask:
-    return agent_service(redis_url, MUSTER_API_KEYS=KEY.entry, MUSTER_JOIN_TTL="1", MUSTER_TOOL_HOSTS="tools.test")
+    environ = {"MUSTER_JOIN_TTL": "1", "MUSTER_TOOL_HOSTS": "tools.test", "MUSTER_CHAT_PATIENCE": "0.01"}
+    return agent_service(redis_url, MUSTER_API_KEYS=KEY.entry, **environ)
 
 
 def control_plane_of(agent_client: httpx.Client) -> Flask:

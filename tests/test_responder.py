@@ -16,11 +16,13 @@ from graphs.entities import ToolCall as RequestedCall
 from graphs.knowledge.catalogue import DEMO, load_catalogue
 from graphs.prompt import passages_prompt, system_prompt
 from graphs.roster import Roster, Services, load_roster
+from graphs.router import SpeculativeRouter, StickyRouter
 from graphs.specialists import ROSTER
 from graphs.supervisor import build_supervisor
 from graphs.tickets import SQLiteTickets
+from local.providers.intents import GOODBYE, HELLO, TAKE_YOUR_TIME
 from local.providers.passages import MAX_ANSWER_WORDS, read_sections
-from local.providers.responder import ASK_AGAIN, GOODBYE, HELLO, TAKE_YOUR_TIME, Answer, Responder
+from local.providers.responder import ASK_AGAIN, Answer, Responder
 from tests.scripted_llm import spoken, take
 
 ROUTING = [
@@ -225,6 +227,64 @@ def test_asking_for_a_ticket_or_accepting_one_opens_it_with_the_problem(
     assert only_call(answer) == ("open_ticket", {"summary": problem})
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "I do not want a ticket.",
+        "no ticket please",
+        "How long does a ticket take?",
+        "Does the premium plan still not work with seniors?",
+        "it works again, thank you",
+    ],
+)
+def test_a_ticket_that_nobody_asked_for_is_not_opened(responder: Responder, roster: Roster, words: str) -> None:
+    answer = ask(responder, roster, "tech_support", "my router keeps restarting", OFFER, words)
+    assert [call.name for call in answer.tool_calls if call.name == "open_ticket"] == []
+
+
+@pytest.mark.parametrize(
+    "words", ["I unplugged it already, no difference.", "It keeps restarting, it is still the same."]
+)
+def test_steps_in_vain_open_a_ticket_about_the_fault(responder: Responder, roster: Roster, words: str) -> None:
+    told = "Unplug the router for thirty seconds."
+    answer = ask(responder, roster, "tech_support", "my router keeps restarting", told, words)
+    assert only_call(answer) == ("open_ticket", {"summary": "my router keeps restarting"})
+
+
+def test_two_prices_are_looked_up_at_once_and_both_said(responder: Responder, roster: Roster) -> None:
+    question = "How much are the basic plan and the family plan?"
+    asked = ask(responder, roster, "sales", question)
+    assert [call.arguments for call in asked.tool_calls] == [{"product": "basic plan"}, {"product": "family plan"}]
+    since = [*called("look_up_price", {"summary": "One."}), *called("look_up_price", {"summary": "Two."})]
+    assert ask(responder, roster, "sales", question, since=since) == Answer("One. Two.")
+
+
+def test_a_desk_is_reached_by_its_name(responder: Responder, roster: Roster) -> None:
+    answer = ask(responder, roster, "front_desk", "Could you put me through to someone in technical support, please?")
+    assert only_call(answer) == ("transfer_to", {"specialist": "tech_support"})
+    assert "tech support" in ask(responder, roster, "tech_support", "I want to talk to tech support").text
+
+
+def test_an_answer_is_repeated_and_one_that_was_cut_off_is_given_anew(fluent: Responder, roster: Roster) -> None:
+    question = "What are your opening hours?"
+    whole = ask(fluent, roster, "front_desk", question, "We open at nine.", "Could you say that again?")
+    assert whole == Answer("We open at nine.")
+    anew = ask(fluent, roster, "front_desk", question, "We are open from", "Could you say that again?")
+    assert "nine to six" in anew.text
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [("What is my name?", "Ada"), ("Which plan do I have?", "family plan"), ("Hello!", "Hello, Ada!")],
+)
+def test_what_the_prompt_says_about_the_caller_is_known(
+    responder: Responder, roster: Roster, question: str, words: str
+) -> None:
+    system = system_prompt(roster["front_desk"], {"name": "Ada", "plan": "family plan"})
+    messages = [Message(id="s", role="system", content=system), Message(id="u", role="user", content=question)]
+    assert words in responder.answer([*map(wire_message, messages)], []).text
+
+
 def test_a_declined_ticket_is_not_opened(responder: Responder, roster: Roster) -> None:
     assert ask(responder, roster, "tech_support", "my router", OFFER, "no thanks that's all") == Answer(GOODBYE)
 
@@ -289,9 +349,11 @@ class RespondingLLM:
             yield RequestedCall(call_id, call.name, json.dumps(call.arguments))
 
 
-async def test_a_whole_conversation_with_the_supervisor(fluent: Responder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("speculative", [False, True], ids=["sticky", "speculative"])
+async def test_a_whole_conversation_with_the_supervisor(fluent: Responder, tmp_path: Path, speculative: bool) -> None:
     tickets = SQLiteTickets(tmp_path / "tickets.db")
-    agent = build_supervisor(llm=RespondingLLM(fluent), open_ticket=tickets, slots={})
+    router = SpeculativeRouter(RespondingLLM(fluent)) if speculative else StickyRouter()
+    agent = build_supervisor(llm=RespondingLLM(fluent), open_ticket=tickets, slots={}, router=router)
     talk = [
         ("What are your opening hours?", "front_desk", "nine to six"),
         ("And what does the premium plane cost?", "sales", "forty nine dollars"),

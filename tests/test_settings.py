@@ -44,9 +44,9 @@ def test_every_class_of_settings_has_a_reader() -> None:
 
 def test_the_page_marks_what_is_required_and_tells_units() -> None:
     page = settings_page()
-    assert "| `REDIS_URL` | **required** | worker, agent service | the state" in page
+    assert "| `REDIS_URL` | **required** | worker, chat worker, agent service | the state" in page
     assert "| `LIVEKIT_API_SECRET` | **required** | worker, agent service (optional), control plane |" in page
-    assert "| `MUSTER_JOIN_TTL` | 30 s | worker, agent service |" in page
+    assert "| `MUSTER_JOIN_TTL` | 30 s | worker, chat worker, agent service |" in page
     assert "| `MUSTER_MAX_DURATION` | 3600 s |" in page
 
 

@@ -76,7 +76,7 @@ from local.providers.__main__ import load_app
 SPEECH = {"model": "tts-1", "input": "Hi.", "voice": "agent", "response_format": "pcm"}
 
 async def ask():
-    options = argparse.Namespace(knowledge=DEMO, log=None, first_token_delay=0.0, token_interval=0.0)
+    options = argparse.Namespace(knowledge=DEMO, log=None, no_speech=False, first_token_delay=0.0, token_interval=0.0)
     async with TestClient(TestServer(load_app(options))) as client:
         spoken = await client.post("/v1/audio/speech", json=SPEECH)
         said = {"messages": [{"role": "user", "content": "Hello"}], "model": "any"}
@@ -264,6 +264,17 @@ def test_without_local_recognition_a_stack_asks_for_a_key_and_starts_with_one(
     assert "moonshine-voice has no wheel for this machine" in refused.stderr
     assert "Set OPENAI_API_KEY, or OPENAI_BASE_URL" in refused.stderr
     planned = python_without_site({**environ, "OPENAI_API_KEY": "key"}, "-c", PLAN, str(tmp_path))
+    assert "OPENAI_API_KEY" in planned.stdout, planned.stderr
+
+
+def test_without_a_local_voice_a_stack_starts_when_another_provider_speaks(
+    tmp_path: Path, packages_without: Callable[..., dict[str, str]]
+) -> None:
+    environ = packages_without(VOICE) | {"OPENAI_API_KEY": "key"}
+    refused = python_without_site(environ, "-c", PLAN, str(tmp_path))
+    assert "piper-tts has no wheel for this machine" in refused.stderr
+    assert "MUSTER_TTS=openai" in refused.stderr
+    planned = python_without_site(environ | {"MUSTER_TTS": "openai"}, "-c", PLAN, str(tmp_path))
     assert "OPENAI_API_KEY" in planned.stdout, planned.stderr
 
 

@@ -1,10 +1,11 @@
 """Any OpenAI-compatible chat model as an `LLMPort`."""
 
 import json
+import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from openai import APIConnectionError, APIStatusError, AsyncOpenAI, OpenAIError
+from openai import APIError, APIStatusError, AsyncOpenAI, OpenAIError
 from openai.types.chat import ChatCompletionChunk
 from openai.types.chat.chat_completion_chunk import ChoiceDelta
 
@@ -35,7 +36,7 @@ class OpenAILLM:
         body: dict[str, Any] = {"messages": [_wire_message(message) for message in messages], **self._sampling}
         if tools:
             body["tools"] = [_wire_tool(tool) for tool in tools]
-        calls = _ToolCalls()
+        calls, usage = _ToolCalls(), list[UsageReported]()
         try:
             # The SDK walks every typed message on each call, 20 ms at 100 messages on the event loop;
             # `extra_body` replaces the empty list in the request without the walk.
@@ -48,6 +49,7 @@ class OpenAILLM:
             )
             try:
                 async for chunk in stream:
+                    usage += _usage(chunk)
                     for event in _events(chunk, calls):
                         yield event
             finally:
@@ -56,6 +58,8 @@ class OpenAILLM:
             raise LLMUnavailable(cause=error, retryable=_is_retryable(error)) from error
         for call in calls.finished():
             yield call
+        for consumed in usage[-1:]:
+            yield consumed
 
 
 class _ToolCalls:
@@ -68,8 +72,9 @@ class _ToolCalls:
         """The calls whose names became known by this piece."""
         started = []
         for piece in delta.tool_calls or ():
+            # A server that gives no id gets one that no other call of the turn has: it is the call's idempotency key.
             known = self._calls.get(piece.index) or ToolCall(
-                id=piece.id or f"call_{piece.index}", name="", arguments=""
+                id=piece.id or f"call_{uuid.uuid4().hex}", name="", arguments=""
             )
             name = (piece.function and piece.function.name) or ""
             arguments = (piece.function and piece.function.arguments) or ""
@@ -89,15 +94,19 @@ def _events(chunk: ChatCompletionChunk, calls: _ToolCalls) -> list[LLMEvent]:
         if choice.delta.content:
             events.append(Token(choice.delta.content))
         events += calls.add(choice.delta)
-    if chunk.usage:
-        events.append(UsageReported(chunk.usage.prompt_tokens, chunk.usage.completion_tokens))
     return events
+
+
+def _usage(chunk: ChatCompletionChunk) -> list[UsageReported]:
+    # Some servers count in every chunk what was consumed until then.
+    return [UsageReported(chunk.usage.prompt_tokens, chunk.usage.completion_tokens)] if chunk.usage else []
 
 
 def _is_retryable(error: Exception) -> bool:
     if isinstance(error, APIStatusError):
         return error.status_code in _RETRYABLE_STATUS or error.status_code >= 500
-    return isinstance(error, APIConnectionError)
+    # What breaks inside a stream that had begun well, such as "overloaded", is the server's trouble of the moment.
+    return isinstance(error, APIError | json.JSONDecodeError)
 
 
 def _wire_message(message: Message) -> dict[str, object]:

@@ -24,6 +24,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--knowledge", type=Path, default=DEMO, help="folder the answers come from")
     parser.add_argument("--log", type=Path, help="file for one JSON line a request, with its text")
+    parser.add_argument("--no-speech", action="store_true", help="neither recognition nor voice; starts faster")
     parser.add_argument("--first-token-delay", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--token-interval", type=float, default=0.005, metavar="SECONDS")
     return parser.parse_args()
@@ -42,6 +43,8 @@ def load_app(arguments: argparse.Namespace) -> web.Application:
     from local.stand_ins import RECOGNITION, VOICE
 
     def load_speech() -> tuple[Recogniser | None, Voice | None]:
+        if arguments.no_speech:
+            return None, None
         recogniser = Recogniser() if RECOGNITION.is_installed() else None
         voice = Voice() if VOICE.is_installed() else None
         for piece in voice.synthesize("Ready.", rate=16_000) if voice else ():

@@ -13,11 +13,12 @@ from pydantic import Field
 from local.providers.audio import read_pcm, read_wav
 from local.providers.errors import ProviderError, UnsupportedFormat
 from local.providers.exchange import Body, parse, read_upload, stream_speech
-from local.providers.faults import Faults
+from local.providers.faults import Faults, Provider
 from local.providers.journal import Journal
 from local.providers.models import Models
 from local.providers.voice import SPEAKERS, Piece
 
+PROVIDER: Provider = "elevenlabs"
 PCM_FORMAT = re.compile(r"pcm_(8000|16000|22050|24000|32000|44100|48000)")
 #: Samples per second.
 UPLOADED_PCM_RATE = 16_000
@@ -84,15 +85,15 @@ class ElevenLabsInterface:
     async def speak(self, request: web.Request) -> web.StreamResponse:
         rate = sample_rate(request)
         speech = parse(await request.read(), TextToSpeechRequest)
-        with self._journal.request("tts", text=speech.text) as entry:
-            await self._faults.pass_through("tts")
+        with self._journal.request("tts", PROVIDER, text=speech.text) as entry:
+            await self._faults.pass_through("tts", PROVIDER)
             speaker, speed = request.match_info["voice"], speed_of(speech.voice_settings)
             pieces = self._models.speak(speech.text, rate=rate, speaker=speaker, speed=speed)
             return await stream_speech(request, pieces, entry)
 
     async def transcribe(self, request: web.Request) -> web.Response:
-        with self._journal.request("stt") as entry:
-            await self._faults.pass_through("stt")
+        with self._journal.request("stt", PROVIDER) as entry:
+            await self._faults.pass_through("stt", PROVIDER)
             content, fields = await read_upload(request, needed="model_id")
             raw = fields.get("file_format") == "pcm_s16le_16"
             recording = read_pcm(content, rate=UPLOADED_PCM_RATE) if raw else read_wav(content)
@@ -214,8 +215,8 @@ class SpeechSocket:
             await self._fail(error, context=context.identity)
 
     async def _speak_text(self, context: Context, text: str) -> None:
-        with self._journal.request("tts", text=text) as entry:
-            await self._faults.pass_through("tts")
+        with self._journal.request("tts", PROVIDER, text=text) as entry:
+            await self._faults.pass_through("tts", PROVIDER)
             # Once there is audio to listen to, whole sentences sound better than an early clause.
             eager = context.spoken == 0
             speech = self._models.speak(text, rate=self._rate, speaker=self._speaker, speed=context.speed, eager=eager)

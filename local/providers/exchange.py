@@ -1,7 +1,10 @@
 """Reading requests and sending speech: what both providers' interfaces share."""
 
+import base64
+import json
+import uuid
 from collections.abc import AsyncIterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aiohttp import web
 from aiohttp.web_request import FileField
@@ -52,13 +55,27 @@ async def collect_speech(pieces: AsyncIterator[Piece], entry: Entry) -> bytes:
     return pcm
 
 
-async def stream_speech(request: web.Request, pieces: AsyncIterator[Piece], entry: Entry) -> web.StreamResponse:
-    """Sends raw PCM piece by piece."""
-    response = web.StreamResponse(headers={"Content-Type": "audio/pcm"})
+async def stream_speech(
+    request: web.Request, pieces: AsyncIterator[Piece], entry: Entry, *, as_events: bool = False
+) -> web.StreamResponse:
+    """Sends raw PCM piece by piece, or each piece in one of OpenAI's server-sent events."""
+    kind = "text/event-stream" if as_events else "audio/pcm"
+    headers = {"Content-Type": kind, "X-Request-Id": f"req_{uuid.uuid4().hex}"}
+    response = web.StreamResponse(headers=headers)
     await response.prepare(request)
     async for piece in pieces:
         entry.mark_first()
         entry.audio += piece.seconds
-        await response.write(piece.pcm)
+        await response.write(audio_event(piece.pcm) if as_events else piece.pcm)
+    if as_events:
+        await response.write(event({"type": "speech.audio.done", "usage": {}}))
     await response.write_eof()
     return response
+
+
+def audio_event(pcm: bytes) -> bytes:
+    return event({"type": "speech.audio.delta", "audio": base64.b64encode(pcm).decode()})
+
+
+def event(content: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(content).encode() + b"\n\n"

@@ -8,13 +8,17 @@ from pydantic import BaseModel, ConfigDict
 from local.providers.errors import SwitchedOff
 
 Kind = Literal["stt", "tts", "llm", "embedding"]
+Provider = Literal["openai", "elevenlabs"]
 Mode = Literal["ok", "fail", "hang"]
 
 LONGEST_HANG_SECONDS = 60.0
 
 
 class FaultSettings(BaseModel):
-    """What each kind of request does: answer, fail at once, or stay silent for a minute and then fail."""
+    """What each kind of request does: answer, fail at once, or stay silent for a minute and then fail.
+
+    A kind with a provider's name is that provider's alone, and counts when the kind itself answers.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -22,6 +26,10 @@ class FaultSettings(BaseModel):
     tts: Mode = "ok"
     llm: Mode = "ok"
     embedding: Mode = "ok"
+    openai_stt: Mode = "ok"
+    openai_tts: Mode = "ok"
+    elevenlabs_stt: Mode = "ok"
+    elevenlabs_tts: Mode = "ok"
 
 
 class Faults:
@@ -34,11 +42,16 @@ class Faults:
         """Takes over the kinds that `changes` names and leaves the others."""
         self.settings = self.settings.model_copy(update=changes.model_dump(exclude_unset=True))
 
-    async def pass_through(self, kind: Kind) -> None:
-        """Returns when this kind works. Raises SwitchedOff."""
-        mode: Mode = getattr(self.settings, kind)
+    async def pass_through(self, kind: Kind, provider: Provider) -> None:
+        """Returns when this kind works at this provider. Raises SwitchedOff."""
+        mode = self._mode(kind, provider)
         if mode == "ok":
             return
         if mode == "hang":
             await asyncio.sleep(LONGEST_HANG_SECONDS)
         raise SwitchedOff
+
+    def _mode(self, kind: Kind, provider: Provider) -> Mode:
+        modes: dict[str, Mode] = self.settings.model_dump()
+        everywhere = modes[kind]
+        return modes.get(f"{provider}_{kind}", "ok") if everywhere == "ok" else everywhere

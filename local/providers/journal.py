@@ -15,6 +15,7 @@ class Entry:
 
     kind: str
     at: float
+    provider: str
     text: str = ""
     audio: float = 0.0
     first: float | None = None
@@ -37,9 +38,9 @@ class Journal:
         return cls(path.open("a", buffering=1) if path else None)
 
     @contextmanager
-    def request(self, kind: str, *, text: str = "") -> Iterator[Entry]:
+    def request(self, kind: str, provider: str, *, text: str = "") -> Iterator[Entry]:
         """Writes the entry when the block ends: "done", "failed" by an exception or "cut" by the client."""
-        entry = Entry(kind, at=time.time(), text=text)
+        entry = Entry(kind, at=time.time(), provider=provider, text=text)
         begin = time.perf_counter()
         try:
             yield entry

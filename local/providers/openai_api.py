@@ -16,14 +16,15 @@ from pydantic import ConfigDict, Field
 
 from local.providers.audio import read_wav, write_wav
 from local.providers.errors import UnsupportedFormat
-from local.providers.exchange import Body, collect_speech, parse, read_upload, stream_speech
-from local.providers.faults import Faults
+from local.providers.exchange import Body, collect_speech, event, parse, read_upload, stream_speech
+from local.providers.faults import Faults, Provider
 from local.providers.journal import Journal
 from local.providers.models import Models
 from local.providers.recognition import Transcript
 from local.providers.responder import Answer, ToolCall
 from local.providers.voice import DEFAULT_SPEAKER
 
+PROVIDER: Provider = "openai"
 #: Samples per second.
 SPEECH_RATE = 24_000
 #: What an English text has on average: usage is an estimate here.
@@ -67,6 +68,7 @@ class SpeechRequest(Body):
     voice: str | dict[str, str] = DEFAULT_SPEAKER
     response_format: str = "mp3"
     speed: float = Field(default=1.0, ge=0.25, le=4.0)
+    stream_format: Literal["audio", "sse"] = "audio"
 
     @property
     def speaker(self) -> str:
@@ -110,8 +112,8 @@ class OpenAIInterface:
         ]
 
     async def transcribe(self, request: web.Request) -> web.Response:
-        with self._journal.request("stt") as entry:
-            await self._faults.pass_through("stt")
+        with self._journal.request("stt", PROVIDER) as entry:
+            await self._faults.pass_through("stt", PROVIDER)
             content, fields = await read_upload(request, needed="model")
             transcript = await self._models.transcribe(read_wav(content))
             entry.text, entry.audio = transcript.text, transcript.seconds
@@ -121,19 +123,19 @@ class OpenAIInterface:
         speech = parse(await request.read(), SpeechRequest)
         if speech.response_format not in ("pcm", "wav"):
             raise UnsupportedFormat("response_format: the stand-in provider speaks 'pcm' and 'wav' only.")
-        with self._journal.request("tts", text=speech.input) as entry:
-            await self._faults.pass_through("tts")
+        with self._journal.request("tts", PROVIDER, text=speech.input) as entry:
+            await self._faults.pass_through("tts", PROVIDER)
             pieces = self._models.speak(speech.input, rate=SPEECH_RATE, speaker=speech.speaker, speed=speech.speed)
             if speech.response_format == "pcm":
-                return await stream_speech(request, pieces, entry)
+                return await stream_speech(request, pieces, entry, as_events=speech.stream_format == "sse")
             # A WAV header states the length, so the whole speech has to be there first.
             content = write_wav(await collect_speech(pieces, entry), rate=SPEECH_RATE)
         return web.Response(body=content, content_type="audio/wav")
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         chat = parse(await request.read(), ChatRequest)
-        with self._journal.request("llm") as entry:
-            await self._faults.pass_through("llm")
+        with self._journal.request("llm", PROVIDER) as entry:
+            await self._faults.pass_through("llm", PROVIDER)
             messages = [message.model_dump() for message in chat.messages]
             answer = await self._models.answer(messages, [tool.model_dump() for tool in chat.tools or ()])
             entry.text = answer.text or ", ".join(call.name for call in answer.tool_calls)
@@ -149,7 +151,7 @@ class OpenAIInterface:
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
         for chunk in completion.chunks():
-            await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+            await response.write(event(chunk))
             await asyncio.sleep(self._token_interval)
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
@@ -158,8 +160,8 @@ class OpenAIInterface:
     async def embed(self, request: web.Request) -> web.Response:
         wanted = parse(await request.read(), EmbeddingsRequest)
         texts = [wanted.input] if isinstance(wanted.input, str) else wanted.input
-        with self._journal.request("embedding"):
-            await self._faults.pass_through("embedding")
+        with self._journal.request("embedding", PROVIDER):
+            await self._faults.pass_through("embedding", PROVIDER)
             vectors, tokens = await self._models.embed(texts)
         data = [
             {"object": "embedding", "index": index, "embedding": encoded(vector, wanted.encoding_format)}

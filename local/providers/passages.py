@@ -10,12 +10,16 @@ from math import log
 import numpy as np
 from numpy.typing import NDArray
 
+from local.providers.synonyms import plainly
+
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 
-#: A section answers a question from this score on: a cosine, plus a bonus for shared rare words.
-FITS = 0.42
-KEYWORD_WEIGHT = 0.3
-MAX_ANSWER_SENTENCES = 3
+#: A section answers a question from this score on: a weighted cosine, plus a bonus for shared rare words.
+FITS = 0.37
+#: How much of the cosine is the closest sentence's, and how much the closest's of sentences and heading.
+SENTENCE_WEIGHT, CLOSEST_WEIGHT = 0.25, 0.75
+KEYWORD_WEIGHT = 0.17
+MAX_ANSWER_SENTENCES = 4
 MAX_ANSWER_WORDS = 40
 #: Two words of a speech recogniser count as the same from this likeness on.
 ALIKE = 0.8
@@ -30,12 +34,12 @@ def vocabulary(text: str) -> frozenset[str]:
 
 
 FILLERS = vocabulary(
-    """a about again ah all also am an and any anything are as ask asked asking at be because been but by can
-    could did do does dont else er for from get give going gonna got had has have he her here hey him his how
-    i if ill im into is it its ive just kind know let like lot may maybe me more much my need now of off oh on
-    one or our out question really right said say she should so some tell than that thats the their them then
-    there theres these they thing things this to today too uh um up us very want wanted was we well were what
-    whats when where which who will with wondering would you your youre"""
+    """a about again ah all also am an and any anything are as ask asked asking at be because been but by can could did
+    do does dont else er for from get give going gonna got had has hasnt have havent he her here hey him his hm
+    hmm how i id if ill im in into is it its ive just kind know let like lot may maybe me more much my need now
+    of off oh on one or our out question really right said say she should so some tell than that thats the their
+    them then there theres these they theyre thing things this to today too uh um up us very want wanted was we
+    well were weve what whats when where which who will with wondering would you your youre youve"""
 )
 
 
@@ -53,7 +57,9 @@ def content(text: str) -> frozenset[str]:
 
 
 def stems(text: str) -> frozenset[str]:
-    return frozenset(re.sub(r"(?<=\w{3})(ing|ion|ed|es|s|e)$", "", word) for word in content(text))
+    """The words that carry meaning without their endings: "unplugged" is "unplug"."""
+    cut = (re.sub(r"(?<=\w{3})(ing|ion|ed|es|s|e)$", "", word) for word in content(text))
+    return frozenset(re.sub(r"([bdgmnpt])\1$", r"\1", word) for word in cut)
 
 
 def likeness(one: str, other: str) -> float:
@@ -104,11 +110,11 @@ class Index:
         self._known = sorted(content(" ".join(texts)))
         spread = Counter(word for known in self._texts for word in known)
         self._rarity = {word: log(1 + len(self._sections) / count) for word, count in spread.items()}
-        passages = [(i, text) for i, s in enumerate(self._sections) for text in (s.heading, *s.sentences)]
-        # Embedded in batches, each as slow as its longest text.
-        passages.sort(key=lambda passage: len(passage[1]))
-        self._owners = np.array([i for i, _ in passages], dtype=np.intp)
-        self._vectors = embed([text for _, text in passages])
+        # A section without sentences is its heading.
+        pairs = [(i, sentence) for i, s in enumerate(self._sections) for sentence in s.sentences or (s.heading,)]
+        self._owners = np.array([i for i, _ in pairs], dtype=np.intp)
+        self._heading_vectors = embed([section.heading for section in self._sections])
+        self._sentence_vectors = embed([sentence for _, sentence in pairs])
 
     def search(self, question: str) -> list[Match]:
         """Every section with its score, best first; mends the question's spelling when nothing fits."""
@@ -118,14 +124,27 @@ class Index:
         return matches
 
     def _rank(self, question: str) -> list[Match]:
-        closeness = self._vectors @ self._embed([question])[0]
-        asked = stems(question)
-        matches = []
-        for i, section in enumerate(self._sections):
-            shared = (self._shared(asked, self._headings[i]) + self._shared(asked, self._texts[i])) / 2
-            meaning = float(closeness[self._owners == i].max())
-            matches.append(Match(section, meaning + KEYWORD_WEIGHT * shared))
+        scores = self._scores(plainly(question))
+        matches = [Match(section, float(score)) for section, score in zip(self._sections, scores, strict=True)]
         return sorted(matches, key=lambda match: -match.score)
+
+    def _scores(self, question: str) -> NDArray[np.float32]:
+        vector = self._embed([question])[0]
+        asked = stems(question)
+        shared = [
+            (self._shared(asked, heading) + self._shared(asked, text)) / 2
+            for heading, text in zip(self._headings, self._texts, strict=True)
+        ]
+        headings = self._heading_vectors @ vector
+        sentences = self._best_of_each(self._sentence_vectors @ vector)
+        meaning = SENTENCE_WEIGHT * sentences + CLOSEST_WEIGHT * np.maximum(headings, sentences)
+        return np.asarray(meaning + KEYWORD_WEIGHT * np.array(shared, np.float32), np.float32)
+
+    def _best_of_each(self, closeness: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The highest of each section's values."""
+        best = np.full(len(self._sections), -1, np.float32)
+        np.maximum.at(best, self._owners, closeness)
+        return best
 
     def _shared(self, asked: frozenset[str], known: frozenset[str]) -> float:
         """The part of the words, by rarity, that is known; 0 to 1. Words nobody knows do not count."""
@@ -160,8 +179,7 @@ def split_sentences(text: str) -> tuple[str, ...]:
 
 
 def read_sections(desk: str, page: str) -> Iterable[Section]:
-    """The sections of a desk's Markdown, and one that leads to the desk for those who ask for it by name."""
+    """The sections of a desk's Markdown."""
     for block in re.split(r"^## ", page, flags=re.MULTILINE)[1:]:
         heading, _, text = block.partition("\n")
         yield Section(desk, heading.strip(), split_sentences(text))
-    yield Section(desk, f"Please put me through to {desk.replace('_', ' ')}")

@@ -1,8 +1,9 @@
 """One aiohttp application with both providers' interfaces, its errors and its fault switches.
 
 `POST /faults` with `{"stt"|"tts"|"llm"|"embedding": "ok"|"fail"|"hang"}` changes what requests of that kind do
-from then on: answer, fail with status 500, or stay silent for a minute and then fail. A failing socket of
-ElevenLabs sends an error for its context and closes. `GET /faults` tells.
+from then on: answer, fail with status 500, or stay silent for a minute and then fail. `openai_stt`, `openai_tts`,
+`elevenlabs_stt` and `elevenlabs_tts` are one provider's alone. A failing socket of ElevenLabs sends an error for its
+context and closes. `GET /faults` tells.
 """
 
 import asyncio

@@ -93,7 +93,9 @@ class Fleet:
         return await call.caller.heard.first_audible_after(spoken.ended_at, within=within)
 
     async def set_fault(
-        self, part: Literal["stt", "tts", "llm", "embedding"], mode: Literal["ok", "fail", "hang"]
+        self,
+        part: Literal["stt", "tts", "llm", "embedding", "openai_stt", "elevenlabs_tts"],
+        mode: Literal["ok", "fail", "hang"],
     ) -> None:
         """Break or mend one stand-in provider."""
         async with httpx.AsyncClient() as http:

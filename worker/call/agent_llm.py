@@ -6,13 +6,17 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
-from livekit.agents import APIConnectionError, APIConnectOptions, llm
+import openai
+from livekit.agents import APIConnectionError, APIConnectOptions, APIError, APIStatusError, APITimeoutError, llm
 from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS
 
 from graphs.entities import AgentEvent, TextDelta, UsageReported, UserTurn
 from graphs.errors import LLMUnavailable
 from graphs.ports import AgentPort
 from worker.call.baton import Baton
+
+#: LiveKit takes it for a request that it has closed itself, and ends the reply without an error.
+_CLIENT_CLOSED_REQUEST = 499
 
 #: Told each event of a turn: its id, the event, and when it came (`time.time()`).
 Observer = Callable[[str, AgentEvent, float], None]
@@ -41,6 +45,8 @@ class AgentLLM(llm.LLM[Any]):
         self._warm = warm
         #: One turn at a time: an interrupted turn is closed before the next one starts.
         self.turn_lock = asyncio.Lock()
+        #: Called when a caller's words want to be answered: a text that is being answered stops (see `thinking.py`).
+        self.give_way: Callable[[], None] = _nothing
 
     @property
     def model(self) -> str:
@@ -77,6 +83,7 @@ class _TurnStream(llm.LLMStream):
     async def _run(self) -> None:
         turn = _newest_turn(self._chat_ctx)
         await self._agent_llm.baton.wait()
+        self._agent_llm.give_way()
         async with self._agent_llm.turn_lock:
             try:
                 async with aclosing(self._agent_llm.agent.respond(turn, draft=True)) as events:
@@ -84,7 +91,8 @@ class _TurnStream(llm.LLMStream):
                         self._agent_llm.observe(turn.turn_id, event, time.time())
                         self._send(turn, event)
             except LLMUnavailable as error:
-                raise APIConnectionError(str(error), retryable=error.retryable) from error
+                # The client's own error may quote a server that quotes the caller.
+                raise _livekit_error(error) from None
 
     def _send(self, turn: UserTurn, event: AgentEvent) -> None:
         if isinstance(event, TextDelta):
@@ -104,3 +112,19 @@ def _newest_turn(chat_ctx: llm.ChatContext) -> UserTurn:
         item for item in reversed(chat_ctx.items) if isinstance(item, llm.ChatMessage) and item.role == "user"
     )
     return UserTurn(turn_id=newest.id, text=newest.text_content or "")
+
+
+def _nothing() -> None:
+    pass
+
+
+def _livekit_error(error: LLMUnavailable) -> APIError:
+    """What the model's client reported, as LiveKit names it; LiveKit asks again when it is retryable."""
+    message, cause = str(error), error.cause
+    if isinstance(cause, openai.APIStatusError) and cause.status_code != _CLIENT_CLOSED_REQUEST:
+        return APIStatusError(
+            message, status_code=cause.status_code, request_id=cause.request_id, retryable=error.retryable
+        )
+    if isinstance(cause, openai.APITimeoutError):
+        return APITimeoutError(message, retryable=error.retryable)
+    return APIConnectionError(message, retryable=error.retryable)

@@ -1,21 +1,25 @@
 """The agent of a session: the team, the model and the tools that its configuration and the settings say."""
 
+from typing import TypeVar
+
 from openai import AsyncOpenAI
 
 from graphs import entities
 from graphs.configuration import AgentConfiguration
 from graphs.http_tools import HTTPAccess
 from graphs.knowledge.catalogue import load_catalogue
-from graphs.llm.openai import OpenAILLM
 from graphs.ports import OpenTicketPort
 from graphs.retrieval import Retrieval
 from graphs.supervisor import OnExchange, SupervisorAgent, build_supervisor
-from worker.call.settings import CallSettings, tool_secrets
+from worker.call.models import open_model, open_router
+from worker.call.settings import AgentSettings, tool_secrets
 from worker.fleet.session import Session
 from worker.fleet.tool_hosts import may_call
 
+Settings = TypeVar("Settings", bound=AgentSettings)
 
-def settings_of(session: Session, settings: CallSettings) -> CallSettings:
+
+def settings_of(session: Session, settings: Settings) -> Settings:
     """The worker's settings with what the session's configuration sets of them; raises ConfigurationInvalid."""
     return settings.with_configuration(AgentConfiguration.of(session.configuration))
 
@@ -23,7 +27,7 @@ def settings_of(session: Session, settings: CallSettings) -> CallSettings:
 def open_agent(
     session: Session,
     begun: entities.Session,
-    settings: CallSettings,
+    settings: AgentSettings,
     *,
     client: AsyncOpenAI,
     open_ticket: OpenTicketPort,
@@ -36,12 +40,8 @@ def open_agent(
     """
     configuration = AgentConfiguration.of(session.configuration)
     return build_supervisor(
-        llm=OpenAILLM(
-            client,
-            model=settings.llm_model,
-            timeout=settings.provider_timeout,
-            temperature=configuration.temperature,
-        ),
+        llm=open_model(client, settings, temperature=configuration.temperature),
+        router=open_router(client, settings),
         open_ticket=open_ticket,
         slots=begun.slots,
         history=begun.messages,

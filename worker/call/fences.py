@@ -18,8 +18,8 @@ class Fences:
     """Watches one room for other agents of the same session; belongs to the call's event loop.
 
     `remove` takes a participant out of the room by its identity; while `is_holder` says no, this agent stands by and
-    leaves the older one alone. `is_ours` reads from the record whether the session is
-    still this owner's; it raises what `records.read` raises. `run` runs something beside the call.
+    leaves the older one alone. `is_ours` reads from the record whether the session is still this owner's; it raises
+    what `records.read` raises. `run` runs something beside the call.
     """
 
     def __init__(

@@ -114,8 +114,9 @@ class Messages:
 class Giver:
     """The owner's side, for as long as it has the call.
 
-    `accept` lets the agent of an offered epoch be in the room. `publish` puts an offer on a queue and blocks; `flush`
-    stores the last turns; `insist` runs an operation until Redis has answered it.
+    `is_writing` tells whether a text is being answered. `accept` lets the agent of an offered epoch be in the room.
+    `publish` puts an offer on a queue and blocks; `flush` stores the last turns; `insist` runs an operation until Redis
+    has answered it.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class Giver:
         baton: Baton,
         ending: Ending,
         voice: Voice,
+        is_writing: Callable[[], bool],
         messages: Messages,
         wish: Wish,
         accept: Callable[[int], None],
@@ -139,6 +141,7 @@ class Giver:
         self._baton = baton
         self._ending = ending
         self._voice = voice
+        self._is_writing = is_writing
         self._messages = messages
         self._wish = wish
         self._accept = accept
@@ -215,7 +218,7 @@ class Giver:
     async def _pass(self, offered: int) -> None:
         heard_since = self._baton.now()
         checked_at = time.monotonic()
-        while not (self._voice.says_nothing and self._baton.is_between_turns(heard_since=heard_since)):
+        while not self._is_between_turns(heard_since):
             await asyncio.sleep(_LOOK)
             if self._ending.is_decided:
                 return
@@ -240,6 +243,10 @@ class Giver:
             raise
         self._ending.hand_over()
         logger.info("handed over", extra={"session": self._session.session_id, "epoch": offered})
+
+    def _is_between_turns(self, heard_since: float) -> bool:
+        is_quiet = self._voice.says_nothing and not self._is_writing()
+        return is_quiet and self._baton.is_between_turns(heard_since=heard_since)
 
 
 class Successor:

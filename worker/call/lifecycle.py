@@ -6,15 +6,14 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from livekit import rtc
 from livekit.agents import (
-    AgentSession,
     AgentStateChangedEvent,
     CloseEvent,
     ConversationItemAddedEvent,
     ErrorEvent,
-    TurnHandlingOptions,
+    SpeechCreatedEvent,
     UserStateChangedEvent,
-    inference,
     llm,
+    stt,
     utils,
 )
 from livekit.agents.types import NOT_GIVEN
@@ -25,7 +24,8 @@ from worker.call import phrases
 from worker.call.agent_llm import AgentLLM
 from worker.call.baton import Baton
 from worker.call.ending import Countdown, Ending
-from worker.call.providers import Providers, connect_options
+from worker.call.pipeline import AUDIO_INPUT, open_pipeline
+from worker.call.providers import Providers
 from worker.call.settings import CallSettings
 from worker.call.timings import TurnClock
 from worker.call.voice_agent import VoiceAgent
@@ -74,25 +74,18 @@ class Call:
         self._spoken = spoken
         self._on_first_audio = on_first_audio
         self._failures = 0
+        self._draft_failed = False
         self._farewell: asyncio.Task[None] | None = None
         self._idle = Countdown(ending, Reason.IDLE, seconds=settings.idle_timeout)
         self._duration = Countdown(ending, Reason.MAX_DURATION, seconds=time_left)
-        self._voice: AgentSession[None] = AgentSession(
-            stt=providers.stt,
-            llm=agent_llm,
-            tts=providers.tts,
-            vad=inference.VAD(),
-            turn_handling=_turn_handling(settings),
-            use_tts_aligned_transcript=True,
-            conn_options=connect_options(settings),
-            # Callers bring their own echo cancellation; deaf first seconds would swallow a barge-in.
-            aec_warmup_duration=None,
-            # Waiting for the words of a caller who has left only holds the slot.
-            session_close_transcript_timeout=0.2,
-            user_away_timeout=None,
-        )
+        self._voice = open_pipeline(settings, providers, agent_llm)
         self._user_state, self._agent_state = "listening", "initializing"
         self._listen_to_voice(providers)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether neither side is speaking or about to."""
+        return self._user_state != "speaking" and self._agent_state == "listening"
 
     async def start(self) -> None:
         """Start the pipeline on the joined room."""
@@ -107,6 +100,7 @@ class Call:
                 # A lost connection and a hang-up are told apart here, not by the framework.
                 close_on_disconnect=False,
                 delete_room_on_close=False,
+                audio_input=AUDIO_INPUT,
                 audio_output=room_io.AudioOutputOptions(track_name="agent"),
                 text_input=False,
             ),
@@ -195,13 +189,23 @@ class Call:
         self._voice.on("conversation_item_added", self._ending.guard(self._item_added))
         self._voice.on("user_state_changed", self._ending.guard(self._user_state_changed))
         self._voice.on("agent_state_changed", self._ending.guard(self._agent_state_changed))
+        self._voice.on("speech_created", self._ending.guard(self._speech_created))
         self._voice.on("error", self._ending.guard(self._provider_failed))
         self._voice.on("close", self._ending.guard(self._voice_closed))
 
     def _item_added(self, event: ConversationItemAddedEvent) -> None:
         self._voice_agent.item_added(event)
-        if isinstance(event.item, llm.ChatMessage) and "tts_node_ttfb" in event.item.metrics:
+        if not isinstance(event.item, llm.ChatMessage):
+            return
+        if "tts_node_ttfb" in event.item.metrics:
             self._failures = 0
+        if event.item.role == "user" and self._draft_failed:
+            self._draft_failed = False
+            self._turn_failed()
+
+    def _speech_created(self, _: SpeechCreatedEvent) -> None:
+        # It takes the place of the draft before.
+        self._draft_failed = False
 
     def _playback_started(self, event: io.PlaybackStartedEvent) -> None:
         self._clock.playback_started(event.created_at)
@@ -233,6 +237,13 @@ class Call:
             # Who stands by says nothing; somebody else can.
             self._ending.decide(Reason.PROVIDER_FAILED)
             return
+        if self._agent_state == "listening" and not isinstance(event.source, stt.STT):
+            # A draft, while the caller may still go on: it fails the turn when it becomes its answer.
+            self._draft_failed = True
+        else:
+            self._turn_failed()
+
+    def _turn_failed(self) -> None:
         self._failures += 1
         logger.warning("a provider failed", extra={"session": self._session.session_id, "count": self._failures})
         if self._failures <= _FAILURES_FORGIVEN:
@@ -251,18 +262,3 @@ class Call:
 
     def _voice_closed(self, event: CloseEvent) -> None:
         self._ending.decide(Reason.PROVIDER_FAILED if event.error else Reason.INTERNAL_ERROR)
-
-
-def _turn_handling(settings: CallSettings) -> TurnHandlingOptions:
-    model = inference.TurnDetector(version="v1-mini")
-    return TurnHandlingOptions(
-        turn_detection=model if settings.turn_detection == "model" else "vad",
-        # The model's own limit keeps a caller whose sentence sounds unfinished waiting for 2.5 s.
-        endpointing={
-            "min_delay": settings.endpointing_min_delay,
-            "max_delay": settings.endpointing_max_delay,
-        },
-        interruption={"mode": "vad", "min_duration": settings.interruption_min_duration},
-        # The answer is drafted while the caller may still go on; see `AgentPort.respond`.
-        preemptive_generation={"enabled": True},
-    )

@@ -1,35 +1,37 @@
-"""Fixed phrases (greeting, apologies) as audio: rendered ahead with the ElevenLabs SDK and cached in Redis.
+"""Fixed phrases (greeting, apologies) as audio: rendered ahead by the first voice that works and cached in Redis.
 
 Key space (cache):
-    muster:{speech}:<digest of text, voice, model and format>  STRING  PCM16 mono, expires 30 days after its last use
+    muster:{speech}:<digest of text, voice and format>  STRING  PCM16 mono, expires 30 days after its last use, and
+                                                                5 minutes after it was rendered by a substitute
 
 `python -m worker.call.phrases` renders what is missing; a worker runs it when it starts.
 """
 
 import asyncio
 import hashlib
-import importlib
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import httpx
 import redis.asyncio
 from livekit import rtc
+from livekit.agents import APIConnectOptions, APIError, utils
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from worker.call.errors import SpeechNotRendered
+from worker.call.ports import SAMPLE_RATE, TTSPort
+from worker.call.providers import open_providers
 from worker.call.settings import CallSettings
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_RATE = 24_000
 _FORMAT = f"pcm_{SAMPLE_RATE}"
 _KEPT = 30 * 24 * 3600
+#: Short, so that the preferred voice is heard again soon after it has recovered.
+_KEPT_OF_A_SUBSTITUTE = 300
 _FRAME = SAMPLE_RATE // 50
 #: Seconds between two attempts to render ahead, and seconds until it is given up.
 _RETRY = 0.5
@@ -37,66 +39,63 @@ _PATIENCE = 60.0
 
 
 class Phrases:
-    """Gets phrases from the cache, and renders those it lacks; a client given as `http` stays open."""
+    """Gets phrases from the cache, and renders those it lacks; `voices` has the preferred one first.
 
-    def __init__(
-        self, settings: CallSettings, *, cache: redis.asyncio.Redis, http: httpx.AsyncClient | None = None
-    ) -> None:
-        self._settings = settings
+    `timeout` is how many seconds a voice is waited for.
+    """
+
+    def __init__(self, voices: Sequence[TTSPort], *, cache: redis.asyncio.Redis, timeout: float) -> None:
+        self._preferred, *self._substitutes = voices
         self._cache = cache
-        self._http = http
+        self._options = APIConnectOptions(max_retry=0, timeout=timeout)
 
     async def load(self, text: str) -> bytes:
         """The text's audio; raises `SpeechNotRendered` when it is neither cached nor renderable."""
-        key = self._key(text)
+        cached = await self._cached(text)
+        if cached:
+            return cached
+        for voice in (self._preferred, *self._substitutes):
+            try:
+                audio = await self._render(text, voice)
+            except APIError as error:
+                logger.warning(
+                    "a phrase was not rendered", extra={"provider": voice.name, "error": type(error).__name__}
+                )
+                continue
+            await self._keep(text, voice, audio)
+            return audio
+        raise SpeechNotRendered()
+
+    async def _cached(self, text: str) -> bytes | None:
         try:
-            cached: Any = await self._cache.getex(key, ex=_KEPT)
+            audio: Any = await self._cache.getex(_key(text, self._preferred), ex=_KEPT)
+            for voice in self._substitutes:
+                audio = audio or await self._cache.get(_key(text, voice))
         except RedisError:
             logger.warning("phrase cache not reachable, rendering instead")
-            cached = None
-        if cached:
-            return bytes(cached)
-        audio = await self._render(text)
+            return None
+        return bytes(audio) if audio else None
+
+    async def _keep(self, text: str, voice: TTSPort, audio: bytes) -> None:
         try:
-            await self._cache.set(key, audio, ex=_KEPT)
+            kept = _KEPT if voice is self._preferred else _KEPT_OF_A_SUBSTITUTE
+            await self._cache.set(_key(text, voice), audio, ex=kept)
         except RedisError:
             logger.warning("phrase rendered but not cached")
-        return audio
 
-    def _key(self, text: str) -> str:
-        parts = (text, self._settings.voice_id, self._settings.tts_model, _FORMAT)
-        return "muster:{speech}:" + hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    async def _render(self, text: str, voice: TTSPort) -> bytes:
+        speaker = voice.open()
+        try:
+            async with speaker.stream(conn_options=self._options) as stream:
+                stream.push_text(text)
+                stream.end_input()
+                return b"".join([audio.frame.data.tobytes() async for audio in stream])
+        finally:
+            await speaker.aclose()
 
-    async def _render(self, text: str) -> bytes:
-        # Half a second of imports that a call with a warm cache does not pay, and that would stop an event loop.
-        await asyncio.to_thread(importlib.import_module, "elevenlabs.client")
-        from elevenlabs.client import AsyncElevenLabs
-        from elevenlabs.core.api_error import ApiError
 
-        base_url = self._settings.eleven_base_url
-        async with self._open_http() as http:
-            client = AsyncElevenLabs(
-                api_key=self._settings.eleven_api_key,
-                # The SDK adds the version to its paths itself.
-                base_url=base_url.removesuffix("/v1") if base_url else None,
-                httpx_client=http,
-            )
-            try:
-                chunks = client.text_to_speech.convert(
-                    self._settings.voice_id,
-                    text=text,
-                    model_id=self._settings.tts_model,
-                    output_format=_FORMAT,
-                )
-                audio = b"".join([chunk async for chunk in chunks])
-            except (ApiError, httpx.HTTPError) as error:
-                raise SpeechNotRendered() from error
-        if not audio:
-            raise SpeechNotRendered()
-        return audio
-
-    def _open_http(self) -> AbstractAsyncContextManager[httpx.AsyncClient]:
-        return nullcontext(self._http) if self._http else httpx.AsyncClient(timeout=self._settings.provider_timeout)
+def _key(text: str, voice: TTSPort) -> str:
+    return "muster:{speech}:" + hashlib.sha256("\0".join((text, voice.voice, _FORMAT)).encode()).hexdigest()
 
 
 async def frames(audio: bytes) -> AsyncIterator[rtc.AudioFrame]:
@@ -123,17 +122,25 @@ async def render_ahead(settings: CallSettings) -> None:
     Raises `SpeechNotRendered` when it does not come within `_PATIENCE` seconds.
     """
     deadline = time.monotonic() + _PATIENCE
-    async with open_cache(settings) as cache:
-        phrases = Phrases(settings, cache=cache)
-        for text in settings.phrases:
-            while True:
-                try:
-                    await phrases.load(text)
-                    break
-                except SpeechNotRendered:
-                    if time.monotonic() > deadline:
-                        raise
-                    await asyncio.sleep(_RETRY)
+    async with utils.http_context.open(), open_cache(settings) as cache:
+        providers = open_providers(settings)
+        phrases = Phrases(providers.voices, cache=cache, timeout=settings.provider_timeout)
+        try:
+            for text in settings.phrases:
+                await _load_patiently(phrases, text, until=deadline)
+        finally:
+            await providers.aclose()
+
+
+async def _load_patiently(phrases: Phrases, text: str, *, until: float) -> None:
+    while True:
+        try:
+            await phrases.load(text)
+            return
+        except SpeechNotRendered:
+            if time.monotonic() > until:
+                raise
+        await asyncio.sleep(_RETRY)
 
 
 if __name__ == "__main__":

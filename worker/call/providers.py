@@ -1,34 +1,19 @@
 """The speech and language providers of a call: the genuine clients, pointed wherever the settings say."""
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-from livekit.agents import APIConnectOptions, APITimeoutError, NotGivenOr, stt, tts, utils
-from livekit.agents.types import NOT_GIVEN
+from livekit.agents import APIConnectOptions, stt, tts
 from livekit.agents.voice.agent_session import SessionConnectOptions
-from livekit.plugins import elevenlabs, openai
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-from worker.call.settings import OPENAI_URL, CallSettings
-
-
-class PromptSTT(openai.STT):
-    """OpenAI's recognition with a bound on each request: a caller does not wait 30 s for a word."""
-
-    async def _recognize_impl(
-        self,
-        buffer: utils.AudioBuffer,
-        *,
-        language: NotGivenOr[str | list[str]] = NOT_GIVEN,
-        conn_options: APIConnectOptions,
-    ) -> stt.SpeechEvent:
-        try:
-            async with asyncio.timeout(conn_options.timeout):
-                return await super()._recognize_impl(buffer, language=language, conn_options=conn_options)
-        except TimeoutError:
-            raise APITimeoutError() from None
+from worker.call.ports import STTPort, TTSPort
+from worker.call.settings import ELEVENLABS, OPENAI, OPENAI_URL, CallSettings
+from worker.call.speech.elevenlabs import Account, ElevenLabsSTT, ElevenLabsTTS
+from worker.call.speech.fallback_stt import FallbackSTT
+from worker.call.speech.fallback_tts import FallbackTTS
+from worker.call.speech.openai import OpenAISTT, OpenAITTS
 
 
 @dataclass(frozen=True)
@@ -39,6 +24,8 @@ class Providers:
     tts: tts.TTS[Any]
     #: For the conversation's model.
     openai: AsyncOpenAI
+    #: For the fixed phrases, the preferred one first.
+    voices: tuple[TTSPort, ...]
 
     async def aclose(self) -> None:
         """Close what they opened."""
@@ -61,31 +48,44 @@ def open_providers(
         timeout=settings.provider_timeout,
         http_client=openai_http,
     )
+    account = Account(api_key=settings.eleven_api_key, base_url=settings.eleven_base_url, http_session=http_session)
+    voices = _voices(settings, client, account)
     return Providers(
-        stt=PromptSTT(client=client, model=settings.stt_model, language=settings.language or "en"),
-        tts=elevenlabs.TTS(
-            api_key=settings.eleven_api_key,
-            base_url=settings.eleven_base_url or NOT_GIVEN,
-            model=settings.tts_model,
-            voice_id=settings.voice_id,
-            language=settings.language or NOT_GIVEN,
-            # Raw samples need no decoder, and each sentence comes with the times of its characters.
-            encoding="pcm_24000",
-            http_session=http_session,
-        ),
+        stt=FallbackSTT(_ears(settings, client, account), timeout=settings.provider_timeout).open(),
+        tts=FallbackTTS(voices, timeout=settings.provider_timeout).open(),
         openai=client,
+        voices=voices,
     )
 
 
+def _ears(settings: CallSettings, client: AsyncOpenAI, account: Account) -> tuple[STTPort, ...]:
+    ears: dict[str, STTPort] = {
+        OPENAI: OpenAISTT(client, model=settings.stt_model, language=settings.language),
+        ELEVENLABS: ElevenLabsSTT(account, model=settings.eleven_stt_model, language=settings.language),
+    }
+    return tuple(ears[name] for name in settings.stt_order)
+
+
+def _voices(settings: CallSettings, client: AsyncOpenAI, account: Account) -> tuple[TTSPort, ...]:
+    voices: dict[str, TTSPort] = {
+        OPENAI: OpenAITTS(client, model=settings.openai_tts_model, voice=settings.openai_voice),
+        ELEVENLABS: ElevenLabsTTS(
+            account, model=settings.tts_model, voice=settings.voice_id, language=settings.language
+        ),
+    }
+    return tuple(voices[name] for name in settings.tts_order)
+
+
 def connect_options(settings: CallSettings) -> SessionConnectOptions:
-    """One quick retry for each provider: longer than that is silence to the caller.
+    """The model gets one quick retry, as speech does from its fallback: longer than that is silence to the caller.
 
     The call counts failed turns itself (see `lifecycle.py`), so the session never closes by its own count.
     """
+    once = APIConnectOptions(max_retry=0, timeout=settings.provider_timeout)
     once_more = APIConnectOptions(max_retry=1, retry_interval=0.2, timeout=settings.provider_timeout)
     return SessionConnectOptions(
-        stt_conn_options=once_more,
+        stt_conn_options=once,
         llm_conn_options=once_more,
-        tts_conn_options=once_more,
+        tts_conn_options=once,
         max_unrecoverable_errors=1000,
     )

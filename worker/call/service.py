@@ -35,12 +35,14 @@ from worker.call.phrases import Phrases, open_cache
 from worker.call.presence import Presence
 from worker.call.providers import Providers, open_providers
 from worker.call.settings import CallSettings
+from worker.call.thinking import Thinking
 from worker.call.timings import TurnClock
 from worker.call.voice_agent import VoiceAgent
-from worker.conversation.continuing import Conversation, open_conversation
+from worker.conversation.continuing import BEGINNING, Conversation, open_conversation
 from worker.conversation.transcript import Transcript, exchange_turn
 from worker.fleet import admission, handing_over, records, workers
 from worker.fleet.app import create_producer
+from worker.fleet.chats import THINK
 from worker.fleet.child import Child
 from worker.fleet.errors import MoveRefused, RecordUnreadable, SessionNotFound, StaleEpoch, StateUnavailable
 from worker.fleet.ghosts import Ghosts, RoomServerSettings
@@ -103,6 +105,8 @@ class _Service:
         self._messages = Messages.none()
         self._offered = 0
         self._has_stepped_back = False
+        #: The turns of what is written to the session while it is on the phone.
+        self._written: asyncio.Queue[str] = asyncio.Queue()
         self._is_live = False
         self._ghosts = Ghosts(
             RoomServerSettings(
@@ -214,20 +218,26 @@ class _Service:
         fences, dead_man = self._raise_fences(room, session, stack)
         connecting = asyncio.create_task(rooms.connect(room, session, self._settings))
         stack.push_async_callback(self._disconnect, room, connecting)
+        providers = open_providers(self._settings)
+        stack.push_async_callback(providers.aclose)
         spoken: dict[str, bytes] = {}
-        greeting = self._render(spoken, stack)
+        greeting = self._render(providers, spoken, stack)
         conversation = await self._open_conversation(session, stack)
         begun = await self._load(session, conversation)
         if begun is None:
             return
         transcript = self._open_transcript(session)
-        providers = open_providers(self._settings)
-        stack.push_async_callback(providers.aclose)
         agent = self._build_agent(session, providers, transcript, begun, stack)
         self._keep(stack, transcript.write(then=partial(conversation.compact, agent, transcript)))
-        call = self._build_call(session, room, providers, agent, transcript, spoken, stack)
+        clock = TurnClock()
+        voice_agent = VoiceAgent(agent, transcript=transcript, clock=clock, baton=self._baton)
+        warm = providers.openai.models.list
+        agent_llm = AgentLLM(agent, observe=voice_agent.observe, warm=warm, baton=self._baton)
+        call = self._build_call(session, room, providers, agent_llm, voice_agent, clock, spoken, stack)
         stack.push_async_callback(self._leave, session, call, transcript, connecting, dead_man)
-        giver = self._build_giver(session, call, transcript, fences)
+        thinking = self._build_thinking(session, agent_llm, transcript, call)
+        self._keep(stack, self._think(thinking))
+        giver = self._build_giver(session, call, thinking, transcript, fences)
         if not await self._ending.unless_decided(_enter(connecting, call, fences)):
             return
         if not self._baton.is_held:
@@ -238,7 +248,8 @@ class _Service:
             return
         await self._move(session, State.WAITING, stamp="connected_at" if session.epoch == 1 else "recovered_at")
         if await call.wait_for_caller() and await self._ending.unless_decided(_until(greeting)):
-            if begun.messages:
+            # Not what was said in the session that this one continues: there the caller has heard no greeting yet.
+            if begun.cursor != BEGINNING:
                 call.resume(_unanswered(begun.messages))
             else:
                 call.greet()
@@ -278,7 +289,9 @@ class _Service:
         call.take_over(_unanswered(begun.messages))
         return True
 
-    def _build_giver(self, session: Session, call: Call, transcript: Transcript, fences: Fences) -> Giver:
+    def _build_giver(
+        self, session: Session, call: Call, thinking: Thinking, transcript: Transcript, fences: Fences
+    ) -> Giver:
         settings = self._settings
 
         def accept(epoch: int) -> None:
@@ -294,6 +307,7 @@ class _Service:
             baton=self._baton,
             ending=self._ending,
             voice=call,
+            is_writing=lambda: thinking.is_busy,
             messages=self._messages,
             wish=self._wish,
             accept=accept,
@@ -325,12 +339,12 @@ class _Service:
         self._keep(stack, dead_man.keep())
         return fences, dead_man
 
-    def _render(self, spoken: dict[str, bytes], stack: AsyncExitStack) -> asyncio.Task[None]:
+    def _render(self, providers: Providers, spoken: dict[str, bytes], stack: AsyncExitStack) -> asyncio.Task[None]:
         """Fetch the fixed phrases' audio into `spoken`; the greeting's task, which the call cannot do without."""
         settings = self._settings
         cache = open_cache(settings)
         stack.push_async_callback(cache.aclose)
-        phrases = Phrases(settings, cache=cache)
+        phrases = Phrases(providers.voices, cache=cache, timeout=settings.provider_timeout)
 
         async def load_greeting() -> None:
             spoken[settings.greeting] = await phrases.load(settings.greeting)
@@ -354,7 +368,7 @@ class _Service:
         """What was said before; None when the call ends before that is known."""
         if session.epoch == 1 and not session.continues:
             # Nobody can have said anything yet, and the caller waits.
-            return entities.Session(session.session_id, session.metadata, (), active="", cursor="0-0")
+            return entities.Session(session.session_id, session.metadata, (), active="", cursor=BEGINNING)
         async with asyncio.timeout(_LOAD_LIMIT):
             while not self._ending.is_decided:
                 try:
@@ -389,22 +403,19 @@ class _Service:
         session: Session,
         room: rtc.Room,
         providers: Providers,
-        agent: SupervisorAgent,
-        transcript: Transcript,
+        agent_llm: AgentLLM,
+        voice_agent: VoiceAgent,
+        clock: TurnClock,
         spoken: Mapping[str, bytes],
         stack: AsyncExitStack,
     ) -> Call:
-        clock = TurnClock()
-        voice_agent = VoiceAgent(agent, transcript=transcript, clock=clock, baton=self._baton)
         return Call(
             session,
             settings=self._settings,
             room=room,
             ending=self._ending,
             providers=providers,
-            agent_llm=AgentLLM(
-                agent, observe=voice_agent.observe, warm=providers.openai.models.list, baton=self._baton
-            ),
+            agent_llm=agent_llm,
             voice_agent=voice_agent,
             clock=clock,
             baton=self._baton,
@@ -558,8 +569,26 @@ class _Service:
                     continue
                 if command.get("kind") == "leave":
                     self._ending.decide(Reason.LEFT)
+                elif command.get("kind") == THINK:
+                    # Who stands by answers later what the owner has not taken up; it is taken once.
+                    if not self._baton.is_given:
+                        self._written.put_nowait(command["id"])
                 elif self._baton.is_held:
                     logger.warning("unknown command", extra={"session": session.session_id})
+
+    async def _think(self, thinking: Thinking) -> None:
+        """Answer what is written to the session, once it is this agent's."""
+        await self._baton.wait()
+        await thinking.answer_all(self._written)
+
+    def _build_thinking(self, session: Session, agent_llm: AgentLLM, transcript: Transcript, call: Call) -> Thinking:
+        return Thinking(
+            session,
+            client=self._client,
+            agent_llm=agent_llm,
+            transcript=transcript,
+            is_quiet=lambda: call.is_quiet,
+        )
 
     def _keep(self, stack: AsyncExitStack, work: Coroutine[Any, Any, Answer]) -> asyncio.Task[Answer]:
         """Run `work` beside the call, at most as long as it; what fails unseen ends the call."""

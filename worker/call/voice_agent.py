@@ -66,9 +66,9 @@ class VoiceAgent(Agent):
 
     async def tts_node(self, text: AsyncIterable[str], model_settings: ModelSettings) -> AsyncIterator[rtc.AudioFrame]:
         """The voice, with the clock listening."""
-        self._clock.voice_started()
+        voice = self._clock.voice_started()
         async for frame in Agent.default.tts_node(self, text, model_settings):
-            self._clock.spoken(frame)
+            voice.spoken(frame)
             yield frame
 
     async def on_user_turn_completed(self, turn_ctx: llm.ChatContext, new_message: llm.ChatMessage) -> None:

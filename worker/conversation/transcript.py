@@ -39,6 +39,7 @@ class Turn:
     item_id: str
     role: Literal["user", "assistant", "event"]
     at: float
+    channel: Literal["voice", "chat"] = "voice"
     #: The caller's words that it belongs to, by their own `item_id`; none for a greeting.
     turn_id: str | None = None
     text: str = ""

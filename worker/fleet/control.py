@@ -9,7 +9,7 @@ from typing import Any, Concatenate, ParamSpec
 
 import redis
 
-from worker.fleet import admission, handing_over, records, workers
+from worker.fleet import admission, chats, handing_over, records, workers
 from worker.fleet.breaker import Breaker
 from worker.fleet.errors import HandOverImpossible, SessionNotFound, StateUnavailable
 from worker.fleet.joining import Join, Joined
@@ -71,17 +71,26 @@ class SessionControl:
         room: str,
         user_id: str,
         metadata: Mapping[str, Any],
+        continue_session: str | None = None,
         configuration: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Joined:
         """Admit a session for the room, or answer with the one that is there.
 
-        Raises a `JoinRefused`, `RoomChanging`, `IdempotencyKeyReused`, `StateMisconfigured` or `StateUnavailable`;
-        after any of them no agent will come, unless Redis wrote the record and its answer was lost twice. Whoever
-        repeats the join with the same key gets one session in any case.
+        A new session goes on with the conversation of `continue_session` and knows its metadata, too. Raises a
+        `JoinRefused`, `RoomChanging`, `IdempotencyKeyReused`, `SessionNotFound` or `SessionNotOver` for the one to go
+        on with, `RecordUnreadable`, `StateMisconfigured` or `StateUnavailable`; after any of them no agent will come,
+        unless Redis wrote the record and its answer was lost twice. Whoever repeats the join with the same key gets one
+        session in any case.
         """
         join = Join(
-            self._new_session(room=room, user_id=user_id, metadata=metadata, configuration=configuration or {}),
+            self._new_session(
+                room=room,
+                user_id=user_id,
+                metadata=metadata,
+                configuration=configuration or {},
+                continues=continue_session or "",
+            ),
             idempotency_key=idempotency_key,
             check=self._check_server,
             run=self._run,
@@ -120,16 +129,21 @@ class SessionControl:
 
     @_in_time
     def list(self, *, state: State | None = None, count: int = 200) -> Sequence[Session]:
-        """Every session that holds a room, and the newest `count` of the last day; `state` keeps only those in it."""
+        """Every session that holds a room, and the newest `count` with a room and of text, the newest first.
+
+        `state` keeps only those in it.
+        """
         tenant = self._settings.tenant
         ids = dict.fromkeys(
             (
                 *self._run(admission.recent(tenant, count=count)),
                 *self._run(admission.holders(tenant)),
+                *self._run(chats.recent(tenant, count=count)),
             )
         )
         sessions = self._run_many([records.read_any(session_id) for session_id in ids])
-        return [session for session in sessions if session and state in (None, session.state)]
+        found = [session for session in sessions if session and state in (None, session.state)]
+        return sorted(found, key=lambda session: session.admitted_at or 0.0, reverse=True)
 
     @_in_time
     def turns(self, session_id: str, *, after: str = "0-0") -> Sequence[tuple[str, dict[str, Any]]]:
@@ -153,7 +167,13 @@ class SessionControl:
         return session
 
     def _new_session(
-        self, *, room: str, user_id: str, metadata: Mapping[str, Any], configuration: Mapping[str, Any]
+        self,
+        *,
+        room: str,
+        user_id: str,
+        metadata: Mapping[str, Any],
+        configuration: Mapping[str, Any],
+        continues: str,
     ) -> Session:
         now = time.time()
         return Session(
@@ -165,6 +185,7 @@ class SessionControl:
             configuration=configuration,
             state=State.QUEUED,
             epoch=1,
+            continues=continues,
             join_deadline=now + self._settings.join_ttl,
             admitted_at=now,
         )

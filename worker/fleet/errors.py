@@ -8,6 +8,10 @@ FleetError
 ├── SessionFailed
 ├── RecordUnreadable
 ├── RoomChanging
+├── SessionChanging
+├── SessionNotOver
+├── TurnInProgress
+├── ChatTurnNotFound
 ├── IdempotencyKeyReused
 ├── HandOverImpossible
 ├── MoveRefused
@@ -65,8 +69,32 @@ class RoomChanging(FleetError):
     """The room's session is just starting or leaving; try again in a second."""
 
 
+class SessionChanging(FleetError):
+    """The session is just starting or ending; try again in a second."""
+
+    #: Seconds after which a retry can succeed.
+    retry_after: ClassVar[int] = 1
+
+
+class SessionNotOver(FleetError):
+    """The session to go on with is not over."""
+
+
+class TurnInProgress(FleetError):
+    """Another text of this session is being answered; try again when it is."""
+
+    def __init__(self, *, retry_after: int) -> None:
+        super().__init__()
+        #: Seconds after which it is over, unless whoever answers it needs longer.
+        self.retry_after = retry_after
+
+
+class ChatTurnNotFound(FleetError):
+    """There is no such text in this session, or it was answered long ago."""
+
+
 class IdempotencyKeyReused(FleetError):
-    """The idempotency key belongs to a join for another room or user."""
+    """The idempotency key belongs to another request."""
 
 
 class HandOverImpossible(FleetError):

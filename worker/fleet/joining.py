@@ -16,6 +16,7 @@ from worker.fleet.errors import (
     NoWorker,
     RoomChanging,
     SessionNotFound,
+    SessionNotOver,
     StateUnavailable,
 )
 from worker.fleet.patience import too_slow
@@ -77,8 +78,11 @@ class Join:
         self._is_given_up = False
 
     def make(self) -> Joined:
-        """Raises what `check` does, a `JoinRefused`, `RoomChanging`, `IdempotencyKeyReused` or `StateUnavailable`."""
+        """Raises what `check` does, a `JoinRefused`, `RoomChanging`, `IdempotencyKeyReused`, `SessionNotFound` or
+        `SessionNotOver` for the session to go on with, `RecordUnreadable` or `StateUnavailable`."""
         self._check()
+        if self._session.continues:
+            self._session = self._own = self._continuing(self._session)
         self._fleet = self._run(workers.fleet())
         # Redis told its time a little earlier, so that the clock made of it is never ahead.
         self._redis_is_ahead = self._fleet.at - time.monotonic()
@@ -110,6 +114,19 @@ class Join:
                 self._is_given_up = True
                 raise too_slow()
             return self._made
+
+    def _continuing(self, session: Session) -> Session:
+        """The session with what the one that it goes on with knows about its caller, and its agent's configuration."""
+        old = self._run(records.read(session.continues))
+        if old is None or old.tenant != session.tenant:
+            raise SessionNotFound()
+        if not old.is_over and old.state is not State.CHAT:
+            raise SessionNotOver()
+        return replace(
+            session,
+            metadata={**old.metadata, **session.metadata},
+            configuration=session.configuration or old.configuration,
+        )
 
     def _admit(self) -> admission.Admission:
         try:

@@ -42,6 +42,18 @@ _KEEPER_CHECK = 0.5
 _RESIGNATION = 2.0
 
 
+def share_memory(**_: Any) -> None:
+    """Right before a fork: what is loaded is shared by every child. A parent with a second thread ends its worker."""
+    threads = _thread_count()
+    if threads != 1:
+        # Celery swallows every `Exception` of a signal's receiver; this one ends the worker, its calls first.
+        logger.critical("the parent has %d threads, a child would inherit their locks", threads)
+        raise WorkerShutdown(os.EX_SOFTWARE)
+    # What lives until here is never collected in a child, so its pages stay shared.
+    gc.collect()
+    gc.freeze()
+
+
 class Keeper:
     """The keeper of a worker, as its parent sees it: started, started again, told to resign."""
 
@@ -127,7 +139,7 @@ class Processes(bootsteps.StartStopStep):
         self._renderer = self._task.render_ahead()
         self._task.preload()
         self._add_own_queue(worker)
-        signals.worker_before_create_process.connect(self._before_fork, weak=False)
+        signals.worker_before_create_process.connect(share_memory, weak=False)
         signals.worker_process_init.connect(self._enter_child, weak=False)
         signals.worker_shutdown.connect(self._resign, weak=False)
 
@@ -167,16 +179,6 @@ class Processes(bootsteps.StartStopStep):
             own = worker_queue(worker.hostname.partition("@")[0])
             chosen.insert(chosen.index(SESSIONS_QUEUE), own)
             queues.select(chosen)
-
-    def _before_fork(self, **_: Any) -> None:
-        threads = _thread_count()
-        if threads != 1:
-            # Celery swallows every `Exception` of a signal's receiver; this one ends the worker, its calls first.
-            logger.critical("the parent has %d threads, a child would inherit their locks", threads)
-            raise WorkerShutdown(os.EX_SOFTWARE)
-        # What lives until here is never collected in a child, so its pages stay shared.
-        gc.collect()
-        gc.freeze()
 
     def _enter_child(self, **_: Any) -> None:
         # The index of the process in the pool: unique among the living, inherited by a replacement.

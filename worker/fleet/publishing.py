@@ -1,4 +1,4 @@
-"""How a session's message is put on the broker."""
+"""How a session's message, or that of a turn of text, is put on the broker."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,8 @@ from worker.fleet.session import Session
 
 TASK_NAME = "run_session"
 SESSIONS_QUEUE = "sessions"
+CHAT_TASK_NAME = "run_chat"
+CHAT_QUEUE = "chat"
 #: Consumed before all others: a caller waits there who was talking already.
 RECOVERY_QUEUE = "recovery"
 
@@ -45,6 +47,21 @@ def offerer(app: Celery, *, expires: float) -> Callable[[Session, str], None]:
             task_id=session.task_id,
             queue=queue,
             expires=expires,
+        )
+
+    return publish
+
+
+def chat_publisher(app: Celery, *, patience: float) -> Callable[[str, str], None]:
+    """A function that publishes `run_chat(session_id, turn_id)`; after `patience` seconds the message is void."""
+
+    def publish(session_id: str, turn_id: str) -> None:
+        app.send_task(
+            CHAT_TASK_NAME,
+            args=(session_id, turn_id),
+            task_id=turn_id,
+            queue=CHAT_QUEUE,
+            expires=patience,
         )
 
     return publish

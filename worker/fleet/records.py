@@ -90,7 +90,9 @@ _LEAVE = f"""#!lua flags=allow-oom
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {{'missing'}} end
 if string.find(ARGV[1], ',' .. state .. ',', 1, true) then return {{'over', redis.call('HGETALL', KEYS[1])}} end
-local reason = ({{ {State.QUEUED} = '{Reason.CANCELLED}', {State.RECOVERING} = '{Reason.LEFT}' }})[state]
+local reason = ({{
+  {State.QUEUED} = '{Reason.CANCELLED}', {State.RECOVERING} = '{Reason.LEFT}', {State.CHAT} = '{Reason.LEFT}'
+}})[state]
 if reason then
   redis.call('HSET', KEYS[1], 'state', '{State.ENDED}', 'reason', reason, 'ended_at', now / 1000)
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
@@ -139,6 +141,11 @@ def commands_key(session_id: str) -> str:
 def turns_key(session_id: str) -> str:
     """The key of the session's turn stream."""
     return _key(session_id, "turns")
+
+
+def lasting_keys(session_id: str) -> list[str]:
+    """The keys of the session that expire together, the record's first."""
+    return [_key(session_id, name) for name in _LASTING]
 
 
 def _milliseconds(seconds: float) -> int:
@@ -209,7 +216,7 @@ def move(
     flat = [part for item in (fields or {}).items() for part in item]
     return Operation(
         script=_MOVE,
-        keys=[_key(session_id, name) for name in _LASTING],
+        keys=lasting_keys(session_id),
         arguments=[
             target,
             _listed(states_before(target)),
@@ -292,7 +299,7 @@ def stamp_published(session_id: str, *, epoch: int) -> Operation[None]:
 
 
 def leave(session_id: str, *, command_id: str, lifetime: float) -> Operation[LeaveAnswer]:
-    """End a session that waits for an owner, or ask the owner of a running one to leave; raises `SessionNotFound`."""
+    """End a session without an owner, or ask the owner of a running one to leave; raises `SessionNotFound`."""
     return Operation(
         script=_LEAVE,
         keys=[record_key(session_id), commands_key(session_id)],

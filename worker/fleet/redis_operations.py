@@ -117,14 +117,14 @@ async def run_async(client: "redis.asyncio.Redis", operation: Operation[Answer])
     return operation.parse(raw)
 
 
-def connect(url: str, *, timeout: float = REQUEST_TIMEOUT) -> "redis.Redis":
+def connect(url: str, *, timeout: float = REQUEST_TIMEOUT, connections: int = AT_A_TIME) -> "redis.Redis":
     """A blocking client that fails after `timeout` seconds instead of retrying: a timed-out write may have happened.
 
-    It can be shared by many threads. Who finds all of its connections in use waits as long for one.
+    It can be shared by many threads. Who finds all of its `connections` in use waits as long for one.
     """
     pool = redis.BlockingConnectionPool.from_url(
         url,
-        max_connections=AT_A_TIME,
+        max_connections=connections,
         timeout=timeout,
         decode_responses=True,
         retry=Retry(NoBackoff(), 0),

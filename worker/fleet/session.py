@@ -24,6 +24,8 @@ class State(StrEnum):
     RECOVERING = "recovering"
     #: The end is decided; the agent is leaving.
     ENDING = "ending"
+    #: Text only: it has no room, and an owner only while a turn is answered.
+    CHAT = "chat"
     #: Over, in a way somebody asked for or the rules provide.
     ENDED = "ended"
     #: Over, because something broke.
@@ -72,6 +74,7 @@ _NEXT: Mapping[State, frozenset[State]] = {
     State.LIVE: frozenset({State.LIVE, State.RECOVERING, State.ENDING}) | _OVER,
     State.RECOVERING: frozenset({State.CONNECTING}) | _OVER,
     State.ENDING: _OVER,
+    State.CHAT: frozenset({State.ENDED}),
     State.ENDED: frozenset(),
     State.FAILED: frozenset(),
 }

@@ -64,6 +64,9 @@ class FleetSettings(EnvironmentSettings):
         default=1, alias="MUSTER_QUEUE_PER_SLOT", ge=0, description="sessions that may wait, for each slot of the fleet"
     )
     max_duration: Seconds = Field(default=3600, alias="MUSTER_MAX_DURATION", description="longest call")
+    chat_patience: Seconds = Field(
+        default=10, alias="MUSTER_CHAT_PATIENCE", description="how long a text waits for a worker to answer it"
+    )
     tool_hosts: Annotated[frozenset[str], BeforeValidator(parse_tool_hosts)] = Field(
         default=frozenset(),
         alias="MUSTER_TOOL_HOSTS",
