@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import redis.asyncio
 from kombu.exceptions import OperationalError
@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from worker.call.baton import Baton
 from worker.call.ending import Ending
+from worker.call.lifecycle import Call
 from worker.fleet import handing_over, records, workers
 from worker.fleet.errors import HandOverImpossible, MoveRefused, RecordUnreadable, SessionNotFound, StateUnavailable
 from worker.fleet.handing_over import Command
@@ -69,20 +70,6 @@ class Wish:
             self._wanted.clear()
 
 
-class Voice(Protocol):
-    """The pipeline of a call, as far as a hand-over touches it."""
-
-    @property
-    def says_nothing(self) -> bool:
-        """Whether the agent neither speaks nor is about to."""
-
-    def fall_deaf(self) -> None:
-        """Hear nothing any more, and forget what the caller has begun to say."""
-
-    def hear_again(self) -> None:
-        """Take it back."""
-
-
 @dataclass
 class Messages:
     """What the session's commands have said about a hand-over."""
@@ -126,7 +113,7 @@ class Giver:
         client: "redis.asyncio.Redis",
         baton: Baton,
         ending: Ending,
-        voice: Voice,
+        call: Call,
         is_writing: Callable[[], bool],
         messages: Messages,
         wish: Wish,
@@ -140,7 +127,7 @@ class Giver:
         self._client = client
         self._baton = baton
         self._ending = ending
-        self._voice = voice
+        self._call = call
         self._is_writing = is_writing
         self._messages = messages
         self._wish = wish
@@ -228,7 +215,7 @@ class Giver:
         # Without an await in between: nothing slips in after the last look.
         is_open = self._baton.is_open
         self._baton.give()
-        self._voice.fall_deaf()
+        self._call.fall_deaf()
         try:
             if not await self._flush(_FLUSH):
                 raise StateUnavailable()
@@ -236,7 +223,7 @@ class Giver:
             await self._insist(give)
         except (StateUnavailable, HandOverImpossible):
             self._baton.take_back()
-            self._voice.hear_again()
+            self._call.hear_again()
             raise
         except (MoveRefused, SessionNotFound):
             self._ending.supersede()
@@ -245,7 +232,7 @@ class Giver:
         logger.info("handed over", extra={"session": self._session.session_id, "epoch": offered})
 
     def _is_between_turns(self, heard_since: float) -> bool:
-        is_quiet = self._voice.says_nothing and not self._is_writing()
+        is_quiet = self._call.says_nothing and not self._is_writing()
         return is_quiet and self._baton.is_between_turns(heard_since=heard_since)
 
 

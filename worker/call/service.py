@@ -306,7 +306,7 @@ class _Service:
             client=self._client,
             baton=self._baton,
             ending=self._ending,
-            voice=call,
+            call=call,
             is_writing=lambda: thinking.is_busy,
             messages=self._messages,
             wish=self._wish,
