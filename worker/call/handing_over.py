@@ -21,6 +21,7 @@ from worker.fleet.handing_over import Command
 from worker.fleet.publishing import RECOVERY_QUEUE, worker_queue
 from worker.fleet.redis_operations import Operation, run_async
 from worker.fleet.session import Session
+from worker.fleet.workers import WorkerStatus
 
 logger = logging.getLogger(__name__)
 
@@ -136,10 +137,8 @@ class Giver:
         self._flush = flush
         self._insist = insist
         self._lifetime = lifetime
-        self._has_told = False
+        self._told = ""
         self._attempts = 0
-        #: The highest epoch that was offered.
-        self.offered = session.epoch
 
     async def run(self) -> None:
         """Hand over whenever it is wished, until it has worked or the call is over."""
@@ -147,39 +146,45 @@ class Giver:
             await self._wish.wait()
             try:
                 await self._attempt()
-            except (*_UNKNOWN, OperationalError):
-                logger.warning("hand-over not offered", exc_info=True, extra={"session": self._session.session_id})
+            except (*_UNKNOWN, OperationalError) as error:
+                # What became of the last offer is not known; the next one makes it void.
+                logger.warning("no hand-over yet: %s", error, extra={"session": self._session.session_id})
             except (MoveRefused, SessionNotFound, HandOverImpossible) as refusal:
-                logger.info("no hand-over: %s", refusal, extra={"session": self._session.session_id})
-            if not self._ending.is_decided:
+                self._tell(str(refusal))
                 self._wish.give_up()
+            if not self._ending.is_decided:
                 await asyncio.sleep(_RETRY)
 
     async def _attempt(self) -> None:
-        worker = handing_over.choose(
-            await run_async(self._client, workers.fleet()), owner=self._session.owner, name=self._wish.to
-        )
-        if worker is None:
-            if not self._has_told:
-                logger.warning("no other worker is free, the call stays", extra={"session": self._session.session_id})
-            self._has_told = True
-            return
+        worker = await self._choose()
         offered = (await run_async(self._client, handing_over.offer(self._session))).offered_epoch
-        self.offered = offered
         self._accept(offered)
         # A draining worker does not consume what it publishes there, and the next free slot takes it. In the first
         # second it may still read.
-        shared = self._wish.is_draining and not self._wish.to and self._attempts > 0
+        is_shared = self._wish.is_draining and not self._wish.to and self._attempts > 0
         self._attempts += 1
-        queue = RECOVERY_QUEUE if shared else worker_queue(worker.name)
+        queue = RECOVERY_QUEUE if is_shared else worker_queue(worker.name)
         message = replace(self._session, epoch=offered, published_at=None)
         await asyncio.to_thread(self._publish, message, queue)
-        if await self._is_ready(offered, patience=READY_WITHIN if shared else TAKEN_UP_WITHIN):
+        if await self._is_ready(offered, patience=READY_WITHIN if is_shared else TAKEN_UP_WITHIN):
             await self._pass(offered)
         elif not self._ending.is_decided:
-            logger.warning("no successor came in time", extra={"session": self._session.session_id})
             # Nobody is told of this one, and the last one is void.
             await run_async(self._client, handing_over.offer(self._session))
+            raise HandOverImpossible("No successor came in time.")
+
+    async def _choose(self) -> WorkerStatus:
+        fleet = await run_async(self._client, workers.fleet())
+        worker = handing_over.choose(fleet, owner=self._session.owner, name=self._wish.to)
+        if worker is None:
+            raise HandOverImpossible("No other worker is free.")
+        return worker
+
+    def _tell(self, refusal: str) -> None:
+        """Say why the call stays, once: a drain tries again each second."""
+        if refusal != self._told:
+            self._told = refusal
+            logger.warning("the call stays here: %s", refusal, extra={"session": self._session.session_id})
 
     async def _is_ready(self, offered: int, *, patience: float) -> bool:
         """Whether a successor hears the caller in time; `patience` is for the first sign that one stands by."""
@@ -217,10 +222,7 @@ class Giver:
         self._baton.give()
         self._call.fall_deaf()
         try:
-            if not await self._flush(_FLUSH):
-                raise StateUnavailable()
-            give = handing_over.give(self._session, offered=offered, is_open=is_open, lifetime=self._lifetime)
-            await self._insist(give)
+            await self._give(offered, is_open=is_open)
         except (StateUnavailable, HandOverImpossible):
             self._baton.take_back()
             self._call.hear_again()
@@ -230,6 +232,11 @@ class Giver:
             raise
         self._ending.hand_over()
         logger.info("handed over", extra={"session": self._session.session_id, "epoch": offered})
+
+    async def _give(self, offered: int, *, is_open: bool) -> None:
+        if not await self._flush(_FLUSH):
+            raise StateUnavailable()
+        await self._insist(handing_over.give(self._session, offered=offered, is_open=is_open, lifetime=self._lifetime))
 
     def _is_between_turns(self, heard_since: float) -> bool:
         is_quiet = self._call.says_nothing and not self._is_writing()
