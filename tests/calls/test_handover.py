@@ -93,6 +93,7 @@ async def test_muster_handover_moves_a_call_to_the_chosen_worker(pair: Fleet) ->
         await goes_on(pair, call)
 
 
+@pytest.mark.slow
 async def test_a_successor_killed_before_the_pass_leaves_the_call_where_it_is(pair: Fleet) -> None:
     async with pair.call() as call:
         session_id = call.session.session_id
@@ -110,6 +111,7 @@ async def test_a_successor_killed_before_the_pass_leaves_the_call_where_it_is(pa
     assert len([turn for turn in turns if turn.role == "user"]) == 2
 
 
+@pytest.mark.slow
 async def test_a_successor_killed_after_the_pass_is_recovered_like_any_owner(pair: Fleet) -> None:
     async with call_in_progress(pair) as call:
         session_id = call.session.session_id
