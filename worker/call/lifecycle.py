@@ -234,8 +234,9 @@ class Call:
         if getattr(event.error, "recoverable", False) or self._farewell is not None:
             return
         if not self._baton.is_held:
-            # Who stands by says nothing; somebody else can.
-            self._ending.decide(Reason.PROVIDER_FAILED)
+            # Who stands by steps back and says nothing; who has passed the call on is just leaving.
+            if not self._baton.is_given:
+                self._ending.decide(Reason.PROVIDER_FAILED)
             return
         if self._agent_state == "listening" and not isinstance(event.source, stt.STT):
             # A draft, while the caller may still go on: it fails the turn when it becomes its answer.
