@@ -87,25 +87,23 @@ class _Endpoint:
     async def _request(self, arguments: Mapping[str, object], headers: Mapping[str, str]) -> bytes:
         # Reading the authorities (SSL_CERT_FILE, or those of the Web) takes 30 ms, in which a loop would play no audio.
         verify = await asyncio.to_thread(httpx.create_ssl_context)
-        # Neither a proxy nor a password that is meant for something else on this machine.
-        async with httpx.AsyncClient(verify=verify, trust_env=False, follow_redirects=False) as client:
-            request = self._build(client, arguments, headers)
-            response = await client.send(request, stream=True)
+        # Without httpx's client, which logs whole URLs, and so what the caller said. A transport goes through no proxy,
+        # follows nothing, and knows no password that is meant for something else on this machine.
+        async with httpx.AsyncHTTPTransport(verify=verify, trust_env=False) as transport:
+            response = await transport.handle_async_request(self._build(arguments, headers))
             try:
                 return await self._read(response)
             finally:
                 await response.aclose()
 
-    def _build(
-        self, client: httpx.AsyncClient, arguments: Mapping[str, object], headers: Mapping[str, str]
-    ) -> httpx.Request:
+    def _build(self, arguments: Mapping[str, object], headers: Mapping[str, str]) -> httpx.Request:
         asked = self._configuration
-        timeout = httpx.Timeout(asked.timeout)
+        extensions = {"timeout": httpx.Timeout(asked.timeout).as_dict()}
         try:
             if asked.method == "POST":
-                return client.build_request("POST", asked.url, json=arguments, headers=headers, timeout=timeout)
+                return httpx.Request("POST", asked.url, json=arguments, headers=headers, extensions=extensions)
             url = httpx.URL(asked.url).copy_merge_params(dict[str, Any](arguments))
-            return client.build_request("GET", url, headers=headers, timeout=timeout)
+            return httpx.Request("GET", url, headers=headers, extensions=extensions)
         except ValueError as error:
             # Half a surrogate pair, or a secret that is no header.
             raise EndpointFailed(f"{asked.name} cannot be sent these arguments.") from error

@@ -33,10 +33,14 @@ class AgentPort(Protocol):
         """Remember what the user said; the same id again replaces it."""
 
     def confirm(self, draft_id: str, *, turn_id: str) -> None:
-        """The draft of the turn `draft_id` is the answer to the committed turn `turn_id`; an unknown one is ignored."""
+        """The draft of the turn `draft_id`, begun or not, is the answer to the committed turn `turn_id`."""
 
     def commit_assistant(self, turn_id: str, text: str, *, interrupted: bool, item_id: str) -> None:
         """Remember the words of a reply that were heard; the same `item_id` again replaces them."""
+
+    async def finish_tools(self, *, timeout: float) -> bool:
+        """Wait until tools with side effects whose turns were cut off are done and remembered, at most `timeout`
+        seconds; True when all are."""
 
 
 class LLMPort(Protocol):

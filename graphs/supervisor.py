@@ -96,16 +96,26 @@ class SupervisorAgent:
 
     def commit_user(self, message: Message) -> None:
         self._memory.commit_user(message)
-        self.confirm(message.id, turn_id=message.id)
+        self._confirm_attempt(message.id, turn_id=message.id)
 
     def confirm(self, draft_id: str, *, turn_id: str) -> None:
+        # It may not have begun: another answer is just being closed.
+        self._confirmed = (draft_id, turn_id)
+        self._confirm_attempt(draft_id, turn_id=turn_id)
+
+    def _confirm_attempt(self, draft_id: str, *, turn_id: str) -> None:
         attempt = self._attempt
         if attempt is not None and attempt.draft_id == draft_id:
-            self._confirmed = (draft_id, turn_id)
             attempt.confirm(turn_id)
 
     def commit_assistant(self, turn_id: str, text: str, *, interrupted: bool, item_id: str) -> None:
         self._memory.commit_assistant(turn_id, text, interrupted=interrupted, item_id=item_id)
+
+    async def finish_tools(self, *, timeout: float) -> bool:
+        unfinished = set(self._unfinished)
+        if unfinished:
+            await asyncio.wait(unfinished, timeout=timeout)
+        return all(task.done() for task in unfinished)
 
     async def respond(self, turn: UserTurn, *, draft: bool = False) -> AsyncGenerator[AgentEvent, None]:
         if self._answering:

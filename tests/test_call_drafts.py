@@ -193,3 +193,16 @@ async def test_without_a_draft_the_words_and_the_answer_are_stored_once(redis_ur
             ("user", "When do you open?"),
             ("assistant", "Nine."),
         ]
+
+
+async def test_a_draft_that_could_not_begin_before_it_was_adopted_answers_the_caller_s_words(redis_url: str) -> None:
+    async with conversation(redis_url, calls("charge"), says("It is charged.")) as talk:
+        assert isinstance(talk.voice.llm, AgentLLM)
+        async with talk.voice.llm.turn_lock:
+            talk.hear_draft("Charge my card")
+            hearing = asyncio.create_task(talk.hear("Charge my card."))
+            await asyncio.sleep(0.2)
+        await hearing
+        assert len(talk.charged) == 1
+        assert [message.content for message in talk.model.requests[0].messages[1:]] == ["Charge my card."]
+        assert await talk.turns() == [("user", "Charge my card."), ("event", "charge"), ("assistant", "It is charged.")]

@@ -12,6 +12,7 @@ from tests.scripted_llm import Step, says, transfers
 from tests.test_call_drafts import Conversation, conversation
 from worker.call.agent_llm import AgentLLM
 from worker.call.thinking import Thinking
+from worker.conversation.text_turns import is_written
 from worker.fleet import chats, records
 from worker.fleet.chats import TurnState
 from worker.fleet.redis_operations import run, run_async
@@ -127,6 +128,17 @@ async def test_a_text_is_answered_in_text_and_the_voice_knows_of_it(redis_url: s
         # Nothing of it was spoken.
         spoken = [item.text_content for item in talk.voice.history.items if item.type == "message"]
         assert spoken == ["Hi.", "Hello.", "What did I write?", "As I wrote."]
+
+
+async def test_words_that_were_written_are_told_from_those_that_were_spoken(redis_url: str) -> None:
+    async with line(redis_url, says("Hello."), says("It is written.")) as open_line:
+        talk = open_line.talk
+        await talk.hear("Hi.")
+        turn_id = await open_line.write("My number is 4711.")
+        await open_line.replies(turn_id, until="done")
+        heard = [message.id for message in talk.agent.history if message.role == "user"]
+        written = [await is_written(talk.client, talk.session.session_id, each) for each in heard]
+        assert (heard[1], written) == (turn_id, [False, True])
 
 
 async def test_a_hand_over_in_a_text_is_one_on_the_phone(redis_url: str) -> None:

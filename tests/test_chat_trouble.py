@@ -146,3 +146,17 @@ def test_nobody_is_told_an_answer_of_a_redis_that_forgot_it(control: ChatControl
     assert (told.kind, told.data["code"]) == (ReplyKind.ERROR, "turn_not_found")
     with pytest.raises(StateUnavailable), own_redis.frozen():
         control.find(turn.session_id, turn.turn_id)
+
+
+def test_an_answer_that_outlives_its_turn_in_redis_leaves_nothing_for_ever(
+    control: ChatControl, own_redis: RedisServer
+) -> None:
+    turn = control.write(user_id="ada", text="Hello")
+    with client_of(own_redis.url) as client:
+        taken = run(client, chats.claim(turn.session_id, turn.turn_id, owner="chat@test#1"))
+        assert taken is not None
+        # As when a call registers again in an emptied Redis.
+        client.delete(f"muster:{{s:{turn.session_id}}}:chat:{turn.turn_id}")
+        done = Reply(ReplyKind.DONE, {"text": "Hi"})
+        run(client, chats.reply(taken.session, turn.turn_id, done, after=TurnState.DONE))
+        assert [key for key in client.scan_iter("muster:{s:*") if client.pttl(key) < 0] == []

@@ -257,3 +257,60 @@ async def test_everything_of_a_conversation_lives_as_long_as_its_record(redis_ur
         lifetimes = [await client.pttl(key) for key in keys]
     assert len(keys) >= 3
     assert max(lifetimes) - min(lifetimes) < 1000 and min(lifetimes) > 23 * 3600 * 1000
+
+
+async def test_a_conversation_outlives_a_redis_that_loses_its_data_and_then_its_owner(redis_url: str) -> None:
+    session = claimed(redis_url)
+    lost = partial(pytest.fail, "another owner holds the session")
+    async with opened(redis_url, session, on_lost=lost) as (conversation, client):
+        transcript = Transcript(session, client=client, lifetime=60, on_lost=lost)
+        process = Owner(await conversation.load(), transcript, ScriptedLLM(transfers("sales"), says("Sales here.")))
+        writing = asyncio.create_task(transcript.write(then=partial(conversation.compact, process.agent, transcript)))
+        await process.turn(1, "A price, please.")
+        assert await transcript.flush(timeout=5)
+        await client.flushdb()
+        await run_async(client, records.create(session, lifetime=60))
+        conversation.lose()
+        transcript.restart()
+        for _ in range(250):
+            if await has_checkpoint(redis_url, session):
+                break
+            await asyncio.sleep(0.02)
+        writing.cancel()
+        await asyncio.wait([writing])
+        begun = await conversation.load()
+    assert begun.messages == tuple(process.agent.history)
+    assert (begun.active, len(begun.messages)) == ("sales", 4)
+
+
+async def test_the_words_of_a_call_live_as_long_as_its_record_however_it_ends(redis_url: str) -> None:
+    left, cancelled = claimed(redis_url), claimed(redis_url)
+    async with connect_async(redis_url) as client:
+        for session in (left, cancelled):
+            await run_async(client, records.append_turn(session, {"text": "Hello."}, lifetime=60))
+        await run_async(client, records.end(left, Reason.LEFT))
+        # What the caller heard last is known when the pipeline is closed.
+        await run_async(client, records.append_turn(left, {"text": "Good"}, lifetime=60))
+        await run_async(client, records.recover(cancelled, most=3, settled=60, patience=30, lifetime=60))
+        await run_async(client, records.leave(cancelled.session_id, command_id="leave", lifetime=60))
+        for session in (left, cancelled):
+            lifetimes = [await client.pttl(key) for key in records.lasting_keys(session.session_id)]
+            assert min(each for each in lifetimes if each != -2) > 23 * 3600 * 1000
+
+
+@pytest.mark.parametrize("steps", range(24))
+async def test_writing_that_is_cancelled_at_any_step_ends(redis_url: str, steps: int) -> None:
+    session = claimed(redis_url)
+    async with opened(redis_url, session, on_lost=pytest.fail) as (conversation, client):
+        transcript = Transcript(session, client=client, lifetime=60, on_lost=pytest.fail)
+        transcript.written = WORTHWHILE
+        agent = SupervisorAgent(roster(), llm=ScriptedLLM(), slots={})
+        writing = asyncio.create_task(transcript.write(then=partial(conversation.compact, agent, transcript)))
+        await client.ping()
+        transcript.add(Turn(item_id="turn", role="user", at=0.0, turn_id="turn", text="Hello."))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        writing.cancel()
+        ended, _ = await asyncio.wait([writing], timeout=1)
+        writing.cancel()
+        assert ended == {writing}

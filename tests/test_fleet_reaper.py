@@ -172,6 +172,18 @@ async def test_a_session_that_was_leaving_when_its_worker_died_keeps_its_reason(
     assert (ended.state, ended.reason) == (State.ENDED, Reason.LEFT)
 
 
+async def test_a_session_whose_owner_was_stopped_while_it_left_ends_and_gives_its_room_back(bench: Bench) -> None:
+    session = await bench.queue(new_session())
+    claimed = await bench.claim(session, owner="worker@gone#1")
+    # It was told no reason: it was cancelled.
+    leaving = records.move(
+        session.session_id, State.ENDING, epoch=1, owner=claimed.owner, lifetime=60, stamp="ending_at"
+    )
+    await run_async(bench.client, leaving)
+    await bench.judge()
+    assert ((await bench.get(session)).reason, await bench.holders()) == (Reason.WORKER_LOST, [])
+
+
 async def test_an_owner_with_a_lease_is_never_touched(bench: Bench) -> None:
     session = await bench.claim(await bench.queue(new_session()))
     await bench.judge(after=3600)

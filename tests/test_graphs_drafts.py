@@ -232,6 +232,18 @@ async def test_a_tool_that_ends_late_stands_in_its_own_turn_and_undoes_no_hand_o
     ]
 
 
+async def test_who_leaves_can_wait_for_tools_of_turns_that_were_cut_off() -> None:
+    clerk = Clerk(calls("charge", call_id="c1"))
+    clerk.gate.clear()
+    clerk.commit("turn", "charge my card")
+    assert await clerk.agent.finish_tools(timeout=0)
+    await cut_off(clerk, "turn", "charge my card")
+    assert not await clerk.agent.finish_tools(timeout=0.01)
+    asyncio.get_running_loop().call_later(0.01, clerk.gate.set)
+    assert await clerk.agent.finish_tools(timeout=5)
+    assert [one.call.id for one in clerk.stored] == ["c1"]
+
+
 async def test_a_tool_that_only_looks_ends_with_its_turn() -> None:
     clerk = Clerk(calls("look_up"), says("Yes?"))
     clerk.gate.clear()

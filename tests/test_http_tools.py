@@ -1,6 +1,7 @@
 """HTTP tools against a real server: what leaves, what comes back, and everything that must not happen."""
 
 import json
+import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -51,6 +52,16 @@ async def test_a_get_sends_its_arguments_as_the_query(server: ToolServer) -> Non
     [called] = server.called
     assert (called.method, called.body) == ("GET", b"")
     assert called.query == {"units": "metric", "city": "São Paulo & co", "days": "3", "sun": "true"}
+
+
+async def test_no_log_has_a_word_of_what_a_caller_said(server: ToolServer, caplog: pytest.LogCaptureFixture) -> None:
+    # The level of a worker.
+    with caplog.at_level(logging.INFO):
+        await use(server, "weather", {"city": "Oslo"})
+        with pytest.raises(EndpointFailed):
+            await use(server, "broken", {"city": "Oslo"})
+    # The endpoint keeps a log of its own.
+    assert [one.name for one in caplog.records if "Oslo" in one.getMessage() and one.name != "aiohttp.access"] == []
 
 
 async def test_a_post_sends_its_arguments_as_json(server: ToolServer) -> None:

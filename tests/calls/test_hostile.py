@@ -137,13 +137,16 @@ async def test_a_call_survives_a_redis_that_loses_its_data_and_keeps_its_room(fl
     async with fleet.call() as call:
         await fleet.state(call.session.session_id, "live")
         with connect(fleet.stack.settings["REDIS_URL"]) as client:
+            before = run(client, records.read(call.session.session_id))
             client.flushdb()
             await fleet.ask(call, QUESTION)
             deadline = time.monotonic() + 15
             while not run(client, workers.fleet()).ready:
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.05)
+            after = run(client, records.read(call.session.session_id))
         again = await asyncio.to_thread(fleet.client.join, room=call.token.room, user_id="ada")
+        assert before is not None and before.first_audio_at is not None and after == before
         assert (again.session_id, again.created) == (call.session.session_id, False)
         assert len(await fleet.agents_in(call.token.room)) == 1
         fleet.client.leave(call.session.session_id)

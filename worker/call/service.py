@@ -38,7 +38,8 @@ from worker.call.settings import CallSettings
 from worker.call.thinking import Thinking
 from worker.call.timings import TurnClock
 from worker.call.voice_agent import VoiceAgent
-from worker.conversation.continuing import BEGINNING, Conversation, open_conversation
+from worker.conversation.continuing import BEGINNING, TOOL_LIMIT, Conversation, open_conversation, store_rest
+from worker.conversation.text_turns import is_written
 from worker.conversation.transcript import Transcript, exchange_turn
 from worker.fleet import admission, handing_over, records, workers
 from worker.fleet.app import create_producer
@@ -69,6 +70,8 @@ _FLUSH_LIMIT = 2.0
 _LINGER = 0.5
 #: Seconds after which one that is still there is taken for dead.
 _LEFT = 3.0
+#: Seconds for which the end of a call is not recorded because a tool is still at work, for instance a ticket's.
+_TOOL_LIMIT = 3.0
 
 
 def serve(session_id: str, epoch: int, *, child: Child, announce: Callable[[str], None]) -> Reason | str | None:
@@ -108,6 +111,9 @@ class _Service:
         #: The turns of what is written to the session while it is on the phone.
         self._written: asyncio.Queue[str] = asyncio.Queue()
         self._is_live = False
+        #: The record as it was last seen, for a server that has lost it; and what else is stored again then.
+        self._record: Session | None = None
+        self._store_again: Callable[[], None] = _nothing
         self._ghosts = Ghosts(
             RoomServerSettings(
                 LIVEKIT_URL=settings.livekit_url,
@@ -229,12 +235,13 @@ class _Service:
         transcript = self._open_transcript(session)
         agent = self._build_agent(session, providers, transcript, begun, stack)
         self._keep(stack, transcript.write(then=partial(conversation.compact, agent, transcript)))
+        self._store_again = partial(_store_again, conversation, transcript)
         clock = TurnClock()
         voice_agent = VoiceAgent(agent, transcript=transcript, clock=clock, baton=self._baton)
         warm = providers.openai.models.list
         agent_llm = AgentLLM(agent, observe=voice_agent.observe, warm=warm, baton=self._baton)
         call = self._build_call(session, room, providers, agent_llm, voice_agent, clock, spoken, stack)
-        stack.push_async_callback(self._leave, session, call, transcript, connecting, dead_man)
+        stack.push_async_callback(self._leave, session, call, agent, transcript, connecting, dead_man)
         thinking = self._build_thinking(session, agent_llm, transcript, call)
         self._keep(stack, self._think(thinking))
         giver = self._build_giver(session, call, thinking, transcript, fences)
@@ -249,8 +256,8 @@ class _Service:
         await self._move(session, State.WAITING, stamp="connected_at" if session.epoch == 1 else "recovered_at")
         if await call.wait_for_caller() and await self._ending.unless_decided(_until(greeting)):
             # Not what was said in the session that this one continues: there the caller has heard no greeting yet.
-            if begun.cursor != BEGINNING:
-                call.resume(_unanswered(begun.messages))
+            if begun.cursor != BEGINNING or (begun.messages and session.first_audio_at is not None):
+                call.resume(await self._unanswered(session, begun.messages))
             else:
                 call.greet()
             self._keep(stack, giver.run())
@@ -286,7 +293,7 @@ class _Service:
         self._baton.take(is_open=self._messages.is_open)
         self._is_live = True
         self._announce(LIVE)
-        call.take_over(_unanswered(begun.messages))
+        call.take_over(await self._unanswered(session, begun.messages))
         return True
 
     def _build_giver(
@@ -450,6 +457,7 @@ class _Service:
         self,
         session: Session,
         call: Call,
+        agent: SupervisorAgent,
         transcript: Transcript,
         connecting: asyncio.Task[None],
         dead_man: DeadMan,
@@ -463,10 +471,15 @@ class _Service:
         await asyncio.gather(connecting, return_exceptions=True)
         await call.close()
         dead_man.stand_down()
-        if not await transcript.flush(timeout=_FLUSH_LIMIT):
-            logger.warning("last turns not stored", extra={"session": session.session_id})
+        await self._store_rest(agent, transcript, tool_limit=_TOOL_LIMIT)
         await self._record_end(session)
         await call.close_pipeline()
+        # What was cut off with the pipeline.
+        await self._store_rest(agent, transcript, tool_limit=TOOL_LIMIT)
+
+    async def _store_rest(self, agent: SupervisorAgent, transcript: Transcript, *, tool_limit: float) -> None:
+        if not await store_rest(agent, transcript, tool_limit=tool_limit, store_limit=_FLUSH_LIMIT):
+            logger.warning("the last of the conversation is not stored", extra={"session": self._session_id})
 
     def _went_live(self, session: Session, stack: AsyncExitStack) -> None:
         if not self._is_live:
@@ -488,7 +501,7 @@ class _Service:
             fields=reason,
         )
         try:
-            await (self._insist(move) if patient else run_async(self._client, move))
+            self._record = await (self._insist(move) if patient else run_async(self._client, move))
         except (StateUnavailable, SessionNotFound, TimeoutError):
             logger.warning("state not recorded", extra={"session": session.session_id, "state": target})
         except MoveRefused:
@@ -557,8 +570,11 @@ class _Service:
             self._ending.supersede()
             return
         state = State.LIVE if self._is_live else State.WAITING
-        registered = replace(session, state=state, offered_epoch=self._offered)
-        await self._insist(records.create(registered, lifetime=hold))
+        registered = replace(self._record or session, state=state, offered_epoch=self._offered)
+        if self._is_live and registered.first_audio_at is None:
+            registered = replace(registered, first_audio_at=time.time())
+        if await self._insist(records.create(registered, lifetime=hold)):
+            self._store_again()
         logger.warning("registered again", extra={"session": session.session_id})
 
     async def _obey(self, session: Session) -> None:
@@ -575,6 +591,17 @@ class _Service:
                         self._written.put_nowait(command["id"])
                 elif self._baton.is_held:
                     logger.warning("unknown command", extra={"session": session.session_id})
+
+    async def _unanswered(self, session: Session, messages: Sequence[Message]) -> Message | None:
+        """The caller's last words, if nothing was said after them; whoever wrote words sends them again instead."""
+        spoken = [each for each in messages if each.role == "user" or (each.role == "assistant" and each.content)]
+        if not spoken or spoken[-1].role != "user":
+            return None
+        try:
+            written = await is_written(self._client, session.session_id, spoken[-1].id)
+        except StateUnavailable:
+            written = False
+        return None if written else spoken[-1]
 
     async def _think(self, thinking: Thinking) -> None:
         """Answer what is written to the session, once it is this agent's."""
@@ -604,6 +631,15 @@ class _Service:
             self._ending.decide(Reason.INTERNAL_ERROR)
 
 
+def _store_again(conversation: Conversation, transcript: Transcript) -> None:
+    conversation.lose()
+    transcript.restart()
+
+
+def _nothing() -> None:
+    pass
+
+
 async def _enter(connecting: asyncio.Task[None], call: Call, fences: Fences) -> None:
     await asyncio.shield(connecting)
     await asyncio.gather(call.start(), fences.remove_older())
@@ -612,14 +648,6 @@ async def _enter(connecting: asyncio.Task[None], call: Call, fences: Fences) -> 
 async def _clear_up(fences: Fences) -> None:
     await asyncio.sleep(_LEFT)
     await fences.remove_older()
-
-
-def _unanswered(messages: Sequence[Message]) -> Message | None:
-    """The caller's last words, if nothing was said after them."""
-    spoken = [
-        message for message in messages if message.role == "user" or (message.role == "assistant" and message.content)
-    ]
-    return spoken[-1] if spoken and spoken[-1].role == "user" else None
 
 
 def _time_left(session: Session, settings: CallSettings) -> float:

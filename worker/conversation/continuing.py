@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 BEGINNING = "0-0"
 #: Entries of the stream from which on a checkpoint is worth writing.
 WORTHWHILE = 32
+#: Seconds that a tool with side effects may go on when its turn is cut off: longer than any takes that keeps its time.
+TOOL_LIMIT = 12.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Conversation:
         #: Messages in the newest checkpoint, and entries of the stream that it does not contain.
         self._held = 0
         self._behind = 0
+        self._is_lost = False
 
     async def load(self) -> entities.Session:
         """What was said so far, by whichever owner, and in the session that this one continues; `active` may be "".
@@ -80,12 +83,16 @@ class Conversation:
         self._held, self._behind = stored.held, stored.behind
         return self._entity(stored.messages, active=stored.active, cursor=stored.cursor)
 
+    def lose(self) -> None:
+        """Nothing that was stored is there any more: the next `compact` stores all that is remembered."""
+        self._is_lost = True
+
     async def compact(self, agent: AgentPort, transcript: Transcript) -> None:
         """Write a checkpoint if the entries behind the last one have outgrown it; to be called when all are written.
 
         One that cannot be written is no loss: the turns are stored.
         """
-        if self._behind + transcript.written < max(WORTHWHILE, self._held):
+        if not self._is_lost and self._behind + transcript.written < max(WORTHWHILE, self._held):
             return
         # In one step of the event loop: the agent remembers just what the stream holds up to the cursor.
         now = self._entity(tuple(agent.history), active=agent.active, cursor=transcript.cursor)
@@ -97,7 +104,7 @@ class Conversation:
         except StaleWriter:
             self._on_lost()
         else:
-            self._held, self._behind = len(now.messages), -written
+            self._held, self._behind, self._is_lost = len(now.messages), -written, False
 
     def _entity(self, messages: tuple[Message, ...], *, active: str, cursor: str) -> entities.Session:
         slots = dict(self._session.metadata)
@@ -139,6 +146,15 @@ async def open_conversation(
     fence = Fence(records.record_key(session.session_id), session.epoch, session.owner)
     async with open_checkpointer(redis_url, ttl=lifetime, keep=1, fence=fence) as checkpointer:
         yield Conversation(session, client=client, checkpointer=checkpointer, on_lost=on_lost)
+
+
+async def store_rest(agent: AgentPort, transcript: Transcript, *, tool_limit: float, store_limit: float) -> bool:
+    """Wait for tools that go on although their turns were cut off, then until everything is stored; True when it is.
+
+    Who forgets what a tool has changed has it changed once more. Both limits are seconds.
+    """
+    done = await agent.finish_tools(timeout=tool_limit)
+    return await transcript.flush(timeout=store_limit) and done
 
 
 def replay(turn: Mapping[str, Any], memory: Memory) -> None:

@@ -22,11 +22,12 @@ from graphs.entities import (
 )
 from graphs.errors import LLMUnavailable, MemoryUnavailable
 from graphs.ports import AgentPort
+from worker.conversation.continuing import TOOL_LIMIT, store_rest
 from worker.conversation.errors import NotStored
 from worker.conversation.transcript import Citation, Transcript, Turn, event_turn
 from worker.fleet import chats
 from worker.fleet.chats import BEAT, Reply, ReplyKind, Taken, TurnState
-from worker.fleet.errors import StaleEpoch, StateUnavailable
+from worker.fleet.errors import ChatTurnNotFound, StaleEpoch, StateUnavailable
 from worker.fleet.redis_operations import run_async
 from worker.fleet.session import Session
 
@@ -36,6 +37,18 @@ logger = logging.getLogger(__name__)
 TURN_LIMIT = 60.0
 #: Seconds the words of a turn may take to be stored.
 _STORE_LIMIT = 3.0
+
+
+async def is_written(client: "redis.asyncio.Redis", session_id: str, message_id: str) -> bool:
+    """Whether a user's words of the last minutes were written, so that their answer is one in text.
+
+    Raises `StateUnavailable`.
+    """
+    try:
+        await run_async(client, chats.look(session_id, message_id))
+    except ChatTurnNotFound:
+        return False
+    return True
 
 
 class Correspondent:
@@ -166,12 +179,18 @@ class TextTurn:
         finally:
             self._speaking.cancel()
             await asyncio.wait([self._speaking])
+            await self._store_tools()
         if self._has_given_way and not self._answer.pieces:
             detail = "A caller's voice came first. The text is remembered."
             await self._correspondent.tell_error("gave_way", detail, after=TurnState.DONE)
             return
         await self._commit(interrupted=self._has_given_way)
         await self._tell_done(interrupted=self._has_given_way)
+
+    async def _store_tools(self) -> None:
+        """Let what was begun be done and remembered, before anybody is told that the turn can be asked again."""
+        if not await store_rest(self._agent, self._transcript, tool_limit=TOOL_LIMIT, store_limit=_STORE_LIMIT):
+            logger.error("what the tools of turn %s have done is not stored", self._turn_id)
 
     async def _is_over(self) -> bool:
         """Whether an earlier owner has answered it, or the conversation has gone on without an answer."""

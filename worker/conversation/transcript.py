@@ -86,6 +86,11 @@ class Transcript:
         self._none.clear()
         self._some.set()
 
+    def restart(self) -> None:
+        """Go on in a server that has lost the stream; what `write` does when no turn waits is done once more."""
+        self.cursor = "0-0"
+        self._some.set()
+
     async def flush(self, *, timeout: float) -> bool:
         """Wait until everything is written, at most `timeout` seconds; True when it is."""
         try:
@@ -100,8 +105,10 @@ class Transcript:
 
         `then` is awaited whenever no turn waits; those that come meanwhile wait for it.
         """
-        while await self._some.wait():
-            if await self._written(self._waiting[0]):
+        this = asyncio.current_task()
+        # A checkpoint's client of Redis may swallow a cancellation, as `run_async` tells.
+        while this is not None and not this.cancelling() and await self._some.wait():
+            if self._waiting and await self._written(self._waiting[0]):
                 self._waiting.popleft()
             if not self._waiting:
                 self._some.clear()

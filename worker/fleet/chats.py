@@ -203,11 +203,11 @@ _REPLY = (
     + _OWNED
     + """redis.call('XADD', KEYS[4], '*', 'kind', ARGV[4], 'data', ARGV[5])
 redis.call('PEXPIRE', KEYS[4], ARGV[6])
-redis.call('PEXPIRE', KEYS[3], ARGV[6])
 if ARGV[7] ~= '' then
   redis.call('HSET', KEYS[3], 'state', ARGV[7])
   if under_way then redis.call('DEL', KEYS[2]) end
 end
+redis.call('PEXPIRE', KEYS[3], ARGV[6])
 return 'replied'"""
 )
 

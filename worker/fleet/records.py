@@ -95,7 +95,7 @@ local reason = ({{
 }})[state]
 if reason then
   redis.call('HSET', KEYS[1], 'state', '{State.ENDED}', 'reason', reason, 'ended_at', now / 1000)
-  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+  for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[2]) end
   return {{'cancelled', redis.call('HGETALL', KEYS[1])}}
 end
 redis.call('XADD', KEYS[2], '*', 'kind', 'leave', 'id', ARGV[3])
@@ -109,7 +109,7 @@ if record[1] ~= ARGV[1] or (record[2] or '') ~= ARGV[2] then return {'stale'} en
 local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if newest and newest[2][2] == ARGV[4] then return {'added', newest[1]} end
 local id = redis.call('XADD', KEYS[2], '*', 'turn', ARGV[4])
-redis.call('PEXPIRE', KEYS[2], ARGV[3])
+if redis.call('PTTL', KEYS[2]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[2], ARGV[3]) end
 return {'added', id}"""
 
 _TURNS_AFTER = """#!lua flags=no-writes
@@ -302,7 +302,7 @@ def leave(session_id: str, *, command_id: str, lifetime: float) -> Operation[Lea
     """End a session without an owner, or ask the owner of a running one to leave; raises `SessionNotFound`."""
     return Operation(
         script=_LEAVE,
-        keys=[record_key(session_id), commands_key(session_id)],
+        keys=lasting_keys(session_id),
         arguments=[
             _listed([State.ENDED, State.FAILED]),
             _milliseconds(KEPT_AFTER_END),

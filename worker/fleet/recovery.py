@@ -11,7 +11,7 @@ from worker.fleet import records
 from worker.fleet.endings import Endings
 from worker.fleet.errors import MoveRefused, RecoveriesExhausted, SessionNotFound
 from worker.fleet.redis_operations import run_async
-from worker.fleet.session import Reason, Session
+from worker.fleet.session import Reason, Session, State
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +46,11 @@ class Recovery:
     async def recover(self, session: Session) -> None:
         """Let another worker go on with the session, unless its owner, epoch or state has changed since it was read.
 
-        One that was leaving ends with its own reason, one that has lost too many owners with `worker_lost`. Raises
-        `StateUnavailable`; may be repeated.
+        One that was leaving ends, with its own reason if it had one, and one that has lost too many owners with
+        `worker_lost`. Raises `StateUnavailable`; may be repeated.
         """
-        if session.reason is not None:
-            await self._endings.end(session, session.reason)
+        if session.reason is not None or session.state is State.ENDING:
+            await self._endings.end(session, Reason.WORKER_LOST)
             return
         step = records.recover(session, most=MOST_IN_A_ROW, settled=SETTLED, patience=PATIENCE, lifetime=self._lifetime)
         try:

@@ -1,5 +1,6 @@
 """How a Lua script is described once and run by a blocking or an asyncio client."""
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -105,8 +106,10 @@ def run_many(client: "redis.Redis", operations: Sequence[Operation[Answer]]) -> 
 
 
 async def run_async(client: "redis.asyncio.Redis", operation: Operation[Answer]) -> Answer:
-    """The same through an asyncio client."""
+    """The same through an asyncio client; a cancellation meanwhile is never lost."""
     values = [str(value) for value in (*operation.keys, *operation.arguments)]
+    this = asyncio.current_task()
+    cancelled_before = this.cancelling() if this else 0
     try:
         try:
             raw = await client.evalsha(_digest(operation.script), len(operation.keys), *values)
@@ -114,6 +117,10 @@ async def run_async(client: "redis.asyncio.Redis", operation: Operation[Answer])
             raw = await client.eval(operation.script, len(operation.keys), *values)
     except RedisError as error:
         raise unavailable(error) from error
+    finally:
+        # Up to Python 3.11 `asyncio.wait_for`, with which the client sends, may swallow it.
+        if this is not None and this.cancelling() > cancelled_before:
+            raise asyncio.CancelledError
     return operation.parse(raw)
 
 
