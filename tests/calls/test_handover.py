@@ -80,6 +80,7 @@ async def test_a_drained_worker_hands_its_call_over_and_exits(pair: Fleet) -> No
     pair.stack.start(worker)
 
 
+@pytest.mark.slow
 async def test_muster_handover_moves_a_call_to_the_chosen_worker(pair: Fleet) -> None:
     async with call_in_progress(pair) as call:
         session = await pair.state(call.session.session_id, "live")
