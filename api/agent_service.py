@@ -9,6 +9,8 @@ from kombu.exceptions import OperationalError
 from api.chat import ChatViews, chat_routes
 from api.errors import InvalidRequest
 from api.models import (
+    HandOverAnswer,
+    HandOverRequest,
     JoinAnswer,
     JoinHeaders,
     JoinRequest,
@@ -32,6 +34,7 @@ from worker.fleet.departures import Departures
 from worker.fleet.errors import (
     FleetFull,
     FleetNotReady,
+    HandOverImpossible,
     IdempotencyKeyReused,
     NoWorker,
     RecordUnreadable,
@@ -74,6 +77,12 @@ class SessionViews:
         left = self._control.leave(body.session_id)
         answer = LeaveAnswer(session_id=left.session.session_id, status=left.session.state)
         return respond(answer, status=200 if left.outcome == "over" else 202)
+
+    def hand_over(self, *, path: SessionPath, body: HandOverRequest) -> Response:
+        """202 when the owner was asked; whether and when it comes to it shows in the session's epoch."""
+        session = self._control.hand_over(path.session_id, to=body.worker or "")
+        answer = HandOverAnswer(session_id=session.session_id, epoch=session.epoch, worker=session.owner)
+        return respond(answer, status=202)
 
     def sessions(self, *, query: SessionsQuery) -> Response:
         """The newest sessions, of one state when `?state=` names it."""
@@ -157,6 +166,16 @@ def session_routes(views: SessionViews) -> Sequence[Route]:
             path=SessionPath,
             answers={200: SessionAnswer},
             refusals=no_session,
+        ),
+        Route(
+            method="POST",
+            address="/sessions/<session_id>/handover",
+            view=views.hand_over,
+            summary="Ask a live session's worker to hand it over to another one",
+            path=SessionPath,
+            body=HandOverRequest,
+            answers={202: HandOverAnswer},
+            refusals=(HandOverImpossible, *no_session),
         ),
         Route(
             method="GET",

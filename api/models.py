@@ -64,6 +64,8 @@ Name = Annotated[
     AfterValidator(_name),
 ]
 SessionId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+#: What a worker is named on its command line, before the `@`.
+WorkerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")]
 #: Visible ASCII; no comma, since two headers arrive as one with a comma between them.
 IdempotencyKey = Annotated[str, Field(pattern=r"^[!-+\--~]{1,128}$")]
 Scalar = str | bool | int | Annotated[float, Field(allow_inf_nan=False)] | None
@@ -104,6 +106,12 @@ class SessionPath(Asked):
     """Whose address it is."""
 
     session_id: SessionId
+
+
+class HandOverRequest(Asked):
+    """Hand a live session over to the worker of this name, or without one to the emptiest other worker."""
+
+    worker: WorkerName | None = None
 
 
 class SessionsQuery(Asked):
@@ -174,6 +182,14 @@ class LeaveAnswer(Answer):
 
     session_id: str
     status: str
+
+
+class HandOverAnswer(Answer):
+    """The session that was asked to go to another worker, and who still has it."""
+
+    session_id: str
+    epoch: int
+    worker: str
 
 
 class Timings(Answer):

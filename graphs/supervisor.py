@@ -70,8 +70,9 @@ class SupervisorAgent:
     ) -> None:
         self._graph: Graph = build_graph(roster, llm=llm, router=router, retrieval=retrieval)
         self._slots = dict(slots)
-        spoke = active or next((each.specialist for each in reversed(history) if each.specialist), None)
-        self._memory = Memory(history, active=router.begin(spoke, roster))
+        self._roster = roster
+        self._router = router
+        self.restore(history, active=active)
         self._on_exchange = on_exchange
         self._attempt: _Attempt | None = None
         #: The newest confirmed draft, and the turn it answers: who asks it again means that turn.
@@ -79,6 +80,11 @@ class SupervisorAgent:
         self._answering = False
         #: Held here because nobody else does when a turn is cut off.
         self._unfinished: set[asyncio.Task[Exchange]] = set()
+
+    def restore(self, history: Sequence[Message], *, active: str | None) -> None:
+        """Remember this conversation, and nothing else, as another process has left it; no answer may be open."""
+        spoke = active or next((each.specialist for each in reversed(history) if each.specialist), None)
+        self._memory = Memory(history, active=self._router.begin(spoke, self._roster))
 
     @property
     def active(self) -> str:

@@ -161,6 +161,11 @@ class Stack:
         assert process is not None, f"{name} has not been started"
         return process.pid
 
+    def exit_code(self, name: str) -> int | None:
+        """How a part has ended; None while it runs."""
+        process = self._processes[name].popen
+        return None if process is None else process.returncode
+
     def log(self, name: str) -> Path:
         """The log of a part."""
         return self._processes[name].part.log

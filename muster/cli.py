@@ -55,6 +55,7 @@ def main() -> None:
     muster demo                         start everything, hold one spoken call, stop
     muster up                           start everything and stay
     muster call --say "What do you sell?"   talk to the agents of `muster up`
+    muster handover SESSION             have another worker go on with a call
     muster chat                         write to them
     muster knowledge add FILE...        documents the agents answer from
     muster eval                         hold scripted conversations and judge them
@@ -180,6 +181,26 @@ def chat(session: str | None, say: tuple[str, ...]) -> None:
         from muster.chatting import run_chat
 
         code = run_chat(agent_service=urls[AGENT_SERVICE], session_id=session, texts=say, console=console)
+    raise SystemExit(code)
+
+
+@main.command()
+@click.argument("session")
+@click.option("--to", metavar="WORKER", help="Name of the worker [default: the emptiest other one].")
+@click.option(
+    "--agent-service", metavar="URL", envvar="AGENT_SERVICE_URL", help="Its address [default: of `muster up`]."
+)
+def handover(session: str, to: str | None, agent_service: str | None) -> None:
+    """Hand the live SESSION over to another worker; the caller hears nothing of it.
+
+    MUSTER_API_KEY is shown to the agent service.
+    """
+    console = Console()
+    with _readable_errors(console):
+        urls = {AGENT_SERVICE: agent_service} if agent_service else StateFile(home=home_directory()).running().urls
+        from muster.handover import run_handover
+
+        code = run_handover(session, to=to, urls=urls, console=console)
     raise SystemExit(code)
 
 

@@ -14,6 +14,7 @@ from muster.errors import (
     ChatTurnNotFound,
     FleetFull,
     FleetNotReady,
+    HandOverImpossible,
     IdempotencyKeyReused,
     InvalidRequest,
     KeyRefused,
@@ -53,6 +54,15 @@ class Leaving:
 
     session_id: str
     status: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandingOver:
+    """A session whose `worker` was asked to hand it over; when that is done it has another epoch and worker."""
+
+    session_id: str
+    epoch: int
+    worker: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +256,7 @@ REFUSALS: Mapping[str, type[RequestRefused]] = {
     "keys_required": KeyRefused,
     "session_not_found": SessionNotFound,
     "idempotency_key_reused": IdempotencyKeyReused,
+    "handover_impossible": HandOverImpossible,
     "turn_not_found": ChatTurnNotFound,
     "turn_in_progress": SessionBusy,
     "session_changing": SessionBusy,
@@ -323,6 +334,14 @@ class MusterClient:
     def leave(self, session_id: str) -> Leaving:
         """Asks the agent to leave; harmless when it has left. Raises `SessionNotFound`."""
         return self._ask(Leaving, "POST", f"{self._agent_service}/leave", json={"session_id": session_id})
+
+    def hand_over(self, session_id: str, *, to: str | None = None) -> HandingOver:
+        """Asks a live session's worker to hand it over to the worker named `to`, or to the emptiest other one.
+
+        Raises `SessionNotFound` and `HandOverImpossible`.
+        """
+        url = f"{self._agent_service}/sessions/{session_id}/handover"
+        return self._ask(HandingOver, "POST", url, json={"worker": to} if to else {})
 
     def session(self, session_id: str) -> Session:
         """One session, live or over. Raises `SessionNotFound`."""

@@ -10,6 +10,7 @@ MusterError
     ├── KeyRefused          key_missing, key_malformed, key_unknown, keys_required
     ├── SessionNotFound     session_not_found
     ├── IdempotencyKeyReused    idempotency_key_reused
+    ├── HandOverImpossible      handover_impossible
     ├── ServiceBroken       internal_error, record_unreadable
     └── AgentUnavailable    agent_service_unavailable; like all below it: no agent can join, try again later
         ├── FleetFull           fleet_full
@@ -86,6 +87,10 @@ class SessionBusy(RequestRefused):
 
 class ChatTurnNotFound(RequestRefused):
     """There is no such text, or it was answered long ago."""
+
+
+class HandOverImpossible(RequestRefused):
+    """The session is not live, or no other worker is free."""
 
 
 class ServiceBroken(RequestRefused):

@@ -26,11 +26,10 @@ def client_of(redis_url: str) -> Iterator["redis.Redis"]:
         client.close()
 
 
-def lease_worker(redis_url: str, *, slots: int = 2) -> None:
+def lease_worker(redis_url: str, *, slots: int = 2, worker_id: str = WORKER) -> None:
     """One worker's lease, as its keeper renews it."""
-    status = workers.WorkerStatus(
-        worker_id=WORKER, name="tester@here", slots=slots, busy=0, draining=False, started_at=0.0
-    )
+    name = worker_id.partition("#")[0]
+    status = workers.WorkerStatus(worker_id=worker_id, name=name, slots=slots, busy=0, draining=False, started_at=0.0)
     with client_of(redis_url) as client:
         run(client, workers.renew(status))
 

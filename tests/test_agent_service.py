@@ -169,6 +169,29 @@ def test_leaving_a_running_session_asks_its_owner(service: FlaskClient, redis_ur
     assert [fields["kind"] for _, fields in commands] == ["leave"]
 
 
+def test_a_live_session_is_handed_over_when_another_worker_is_free(service: FlaskClient, redis_url: str) -> None:
+    session_id = joined(service)
+    claimed = claim(redis_url, session_id)
+    address = f"/sessions/{session_id}/handover"
+    early = service.post(address, json={})
+    with client_of(redis_url) as client:
+        run(client, records.move(session_id, State.LIVE, epoch=1, lifetime=60, stamp="first_audio_at"))
+        alone = service.post(address, json={})
+        lease_worker(redis_url, worker_id="worker-2#1")
+
+        asked = service.post(address, json={"worker": "worker-2"})
+        elsewhere = service.post(address, json={"worker": "worker-3"})
+
+        commands: Any = client.xrange(records.commands_key(session_id))
+    for refused in (early, alone):
+        assert (refused.status_code, refused.get_json()["code"]) == (409, "handover_impossible")
+    assert asked.status_code == 202, asked.get_json()
+    assert asked.get_json() == {"session_id": session_id, "epoch": 1, "worker": claimed.owner}
+    assert (elsewhere.status_code, elsewhere.get_json()["code"]) == (409, "handover_impossible")
+    [command] = [fields for _, fields in commands]
+    assert (command["kind"], command["epoch"], command["to"]) == ("handover", "1", "worker-2")
+
+
 def test_a_session_is_left_and_listed_on_another_replica_than_it_was_joined_on(
     service: FlaskClient, redis_url: str
 ) -> None:
@@ -329,6 +352,8 @@ def test_a_join_that_is_not_as_agreed_is_refused_by_name(service: FlaskClient, b
         ("POST", "/join", {"data": "room=kitchen"}, 415, "unsupported_media_type"),
         ("POST", "/join", {"json": JOIN, "headers": {"Idempotency-Key": "k" * 129}}, 422, "invalid_request"),
         ("POST", "/leave", {"json": {"session_id": "unknown"}}, 404, "session_not_found"),
+        ("POST", "/sessions/unknown/handover", {"json": {}}, 404, "session_not_found"),
+        ("POST", "/sessions/unknown/handover", {"json": {"worker": "a b"}}, 422, "invalid_request"),
         ("GET", "/sessions/unknown", {}, 404, "session_not_found"),
         ("GET", "/sessions/unknown/turns", {}, 404, "session_not_found"),
         ("GET", "/sessions/unknown/turns?after=yesterday", {}, 422, "invalid_request"),

@@ -20,6 +20,7 @@ from tests.fleet_sessions import new_session
 from tests.open_fleet import claim, client_of
 from tests.scripted_llm import ScriptedLLM, Step, calls, says, transfers
 from worker.call.agent_llm import AgentLLM
+from worker.call.baton import Baton
 from worker.call.timings import TurnClock
 from worker.call.voice_agent import VoiceAgent
 from worker.conversation.transcript import Transcript, exchange_turn
@@ -77,7 +78,9 @@ class Conversation:
 
 
 @asynccontextmanager
-async def conversation(redis_url: str, *scripts: Sequence[Step]) -> AsyncIterator[Conversation]:
+async def conversation(
+    redis_url: str, *scripts: Sequence[Step], baton: Baton | None = None
+) -> AsyncIterator[Conversation]:
     queued = new_session()
     with client_of(redis_url) as blocking:
         run(blocking, records.create(queued, lifetime=60))
@@ -102,8 +105,8 @@ async def conversation(redis_url: str, *scripts: Sequence[Step]) -> AsyncIterato
             slots={},
             on_exchange=lambda exchange: transcript.add(exchange_turn(exchange)),
         )
-        voice_agent = VoiceAgent(agent, transcript=transcript, clock=TurnClock())
-        agent_llm = AgentLLM(agent, observe=voice_agent.observe, warm=_warm)
+        voice_agent = VoiceAgent(agent, transcript=transcript, clock=TurnClock(), baton=baton)
+        agent_llm = AgentLLM(agent, observe=voice_agent.observe, warm=_warm, baton=baton)
         voice: AgentSession[None] = AgentSession(llm=agent_llm, vad=None, turn_handling=BY_HAND)
         answered = asyncio.Event()
 

@@ -10,11 +10,12 @@ from api import control_plane
 from api.errors import STATUSES_BY_CODE
 from api.keys import generate
 from api.settings import ControlPlaneSettings
-from muster.client import REFUSALS, MusterClient, TurnEvent
+from muster.client import REFUSALS, HandingOver, MusterClient, TurnEvent
 from muster.errors import (
     AgentUnavailable,
     FleetFull,
     FleetNotReady,
+    HandOverImpossible,
     IdempotencyKeyReused,
     InvalidRequest,
     KeyRefused,
@@ -170,6 +171,16 @@ def test_every_refused_join_is_an_exception_of_its_own(redis_url: str, connect: 
     with client_of(redis_url) as state:
         run(state, records.move(leaving, State.ENDING, epoch=1, lifetime=60, stamp="ending_at"))
     assert refused_join() is RoomChanging
+
+
+def test_a_live_session_is_handed_over_to_another_worker(client: MusterClient, redis_url: str) -> None:
+    session_id = client.join(room="kitchen", user_id="ada").session_id
+    owner = claim(redis_url, session_id).owner
+    with client_of(redis_url) as state:
+        run(state, records.move(session_id, State.LIVE, epoch=1, lifetime=60, stamp="first_audio_at"))
+    assert type(refusal(lambda: client.hand_over(session_id))) is HandOverImpossible
+    lease_worker(redis_url, worker_id="worker-2#1")
+    assert client.hand_over(session_id, to="worker-2") == HandingOver(session_id, 1, owner)
 
 
 def test_an_unknown_session_and_an_absent_redis_are_told_apart(client: MusterClient, connect: Connect) -> None:

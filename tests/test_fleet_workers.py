@@ -171,8 +171,7 @@ def test_a_draining_worker_keeps_its_call_and_swallows_no_join(fleet: Fleet, sta
         assert time.monotonic() - joined_at < 3
         assert all(owner.startswith("stays@") for owner in owners)
         wait_until(lambda: session.session_id in fleet.client.lrange(TOLD_TO_DRAIN, 0, -1), within=3)
-        draining = status(fleet, "drained")
-        assert draining is not None and draining.draining
+        wait_until(lambda: (draining := status(fleet, "drained")) and draining.draining, within=3)
         assert fleet.get(session).state is State.LIVE
         assert drained.process.poll() is None
         fleet.leave(session)

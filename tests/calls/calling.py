@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -44,6 +44,8 @@ class Fleet:
     client: MusterClient
     voice: CallerVoice
     providers: str
+    #: The environment of its processes, secrets included.
+    settings: Mapping[str, str]
 
     async def state(self, session_id: str, *wanted: str, within: float = 10) -> Session:
         """The session once it is in one of these states."""
@@ -102,7 +104,7 @@ class Fleet:
     @asynccontextmanager
     async def livekit(self) -> AsyncIterator[api.LiveKitAPI]:
         """The LiveKit server's own API."""
-        settings = self.stack.settings
+        settings = self.settings
         async with api.LiveKitAPI(
             settings["LIVEKIT_URL"], settings["LIVEKIT_API_KEY"], settings["LIVEKIT_API_SECRET"]
         ) as client:
@@ -110,7 +112,7 @@ class Fleet:
 
     def child_of(self, session_id: str) -> int:
         """The process that runs the session, as its worker tells."""
-        app = create_producer(self.stack.settings["REDIS_URL"])
+        app = create_producer(self.settings["REDIS_URL"])
         deadline = time.monotonic() + 10
         while True:
             workers = app.control.inspect(timeout=1).active() or {}

@@ -1,7 +1,9 @@
 """Real calls: a whole local stack, and a second fleet beside it whose timers run out fast."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -58,7 +60,13 @@ def fleet(start_stack: Callable[[StackOptions], Stack], tmp_path_factory: pytest
     try:
         with MusterClient(stack.urls[AGENT_SERVICE], control_plane=stack.urls[CONTROL_PLANE]) as client:
             voice = CallerVoice(providers=stack.urls[PROVIDERS])
-            yield Fleet(stack=stack, client=client, voice=voice, providers=stack.urls[PROVIDERS])
+            yield Fleet(
+                stack=stack,
+                client=client,
+                voice=voice,
+                providers=stack.urls[PROVIDERS],
+                settings=stack.settings,
+            )
     finally:
         stack.stop()
 
@@ -68,20 +76,47 @@ def impatient_fleet(
     fleet: Fleet, start_stack: Callable[[StackOptions], Stack], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Fleet]:
     """An agent service and a worker of their own on the same servers, in another Redis database."""
+    yield from _beside(fleet, start_stack, tmp_path_factory.mktemp("impatient"), database=1, environment=IMPATIENT)
+
+
+@pytest.fixture(scope="session")
+def pair(
+    fleet: Fleet, start_stack: Callable[[StackOptions], Stack], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
+    """The same with two workers of two slots."""
+    yield from _beside(fleet, start_stack, tmp_path_factory.mktemp("pair"), database=3, workers=2)
+
+
+def _beside(
+    fleet: Fleet,
+    start_stack: Callable[[StackOptions], Stack],
+    home: Path,
+    *,
+    database: int,
+    workers: int = 1,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Fleet]:
     shared = dict(fleet.stack.settings)
-    shared["REDIS_URL"] = shared["REDIS_URL"].removesuffix("/0") + "/1"
+    shared["REDIS_URL"] = f"{shared['REDIS_URL'].removesuffix('/0')}/{database}"
     del shared["AGENT_SERVICE_URL"]
     stack = start_stack(
         StackOptions(
             parts=frozenset({AGENT_SERVICE, CONTROL_PLANE, WORKER}),
+            workers=workers,
             slots=2,
             preferred_ports=False,
-            home=tmp_path_factory.mktemp("impatient"),
-            environment=shared | BRIEF | IMPATIENT,
+            home=home,
+            environment={**shared, **BRIEF, **environment},
         )
     )
     try:
         with MusterClient(stack.urls[AGENT_SERVICE], control_plane=stack.urls[CONTROL_PLANE]) as client:
-            yield Fleet(stack=stack, client=client, voice=fleet.voice, providers=fleet.providers)
+            yield Fleet(
+                stack=stack,
+                client=client,
+                voice=fleet.voice,
+                providers=fleet.providers,
+                settings={**shared, **stack.settings},
+            )
     finally:
         stack.stop()

@@ -195,6 +195,9 @@ async def test_a_used_idle_child_survives_the_drain_signal_and_a_busy_one_shows_
         before = len(log.read_text())
         draining = asyncio.create_task(asyncio.to_thread(fleet.stack.kill, "worker-1", signal.SIGTERM))
         await fleet.shown(call.session.session_id, "DRAINING")
+        # Nobody could take it over; it is tried each second, and said once.
+        await asyncio.sleep(2.5)
+        assert log.read_text()[before:].count("No other worker is free") == 1
         assert (await fleet.state(call.session.session_id, "live")).reason is None
         fleet.client.leave(call.session.session_id)
         async with asyncio.timeout(15):

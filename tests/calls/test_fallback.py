@@ -29,6 +29,7 @@ SPEAKING = Fault("elevenlabs_tts", "tts", usual="elevenlabs", other="openai")
 PROBES = ("", "Yes.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [HEARING, SPEAKING], ids=lambda fault: fault.kind)
 async def test_a_call_goes_on_with_the_other_provider_and_returns_to_the_first(fleet: Fleet, fault: Fault) -> None:
     journal = ProviderServer(fleet.providers, fleet.stack.directory / "providers.jsonl")

@@ -56,7 +56,13 @@ def knowing_fleet(
     )
     try:
         with MusterClient(stack.urls[AGENT_SERVICE], control_plane=stack.urls[CONTROL_PLANE]) as client:
-            yield Fleet(stack=stack, client=client, voice=fleet.voice, providers=fleet.providers)
+            yield Fleet(
+                stack=stack,
+                client=client,
+                voice=fleet.voice,
+                providers=fleet.providers,
+                settings={**shared, **stack.settings},
+            )
     finally:
         stack.stop()
 

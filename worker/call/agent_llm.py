@@ -13,6 +13,7 @@ from livekit.agents.types import DEFAULT_API_CONNECT_OPTIONS
 from graphs.entities import AgentEvent, TextDelta, UsageReported, UserTurn
 from graphs.errors import LLMUnavailable
 from graphs.ports import AgentPort
+from worker.call.baton import Baton
 
 #: LiveKit takes it for a request that it has closed itself, and ends the reply without an error.
 _CLIENT_CLOSED_REQUEST = 499
@@ -28,9 +29,18 @@ class AgentLLM(llm.LLM[Any]):
     a draft: words that are committed when it begins make it none.
     """
 
-    def __init__(self, agent: AgentPort, *, observe: Observer, warm: Callable[[], Awaitable[object]]) -> None:
+    def __init__(
+        self,
+        agent: AgentPort,
+        *,
+        observe: Observer,
+        warm: Callable[[], Awaitable[object]],
+        baton: Baton | None = None,
+    ) -> None:
         super().__init__()
         self.agent = agent
+        #: A draft made before it was taken would not know what the last owner has said.
+        self.baton = baton or Baton(is_held=True)
         self.observe = observe
         self._warm = warm
         #: One turn at a time: an interrupted turn is closed before the next one starts.
@@ -72,6 +82,7 @@ class _TurnStream(llm.LLMStream):
 
     async def _run(self) -> None:
         turn = _newest_turn(self._chat_ctx)
+        await self._agent_llm.baton.wait()
         self._agent_llm.give_way()
         async with self._agent_llm.turn_lock:
             try:

@@ -13,7 +13,8 @@ logger = logging.getLogger(__name__)
 class Ending:
     """The call's one way out; belongs to the call's event loop.
 
-    `superseded` is how an owner stops that lost its session to another epoch: nothing is recorded then.
+    `superseded` is how an owner stops that lost its session to another epoch: nothing is recorded then. `handed_over`
+    is how one stops that has passed it on.
     """
 
     def __init__(self, session_id: str) -> None:
@@ -21,6 +22,7 @@ class Ending:
         self._decided = asyncio.Event()
         self.reason: Reason | None = None
         self.superseded = False
+        self.handed_over = False
 
     @property
     def is_decided(self) -> bool:
@@ -38,6 +40,11 @@ class Ending:
         if not self.is_decided:
             self.superseded = True
             self._decided.set()
+
+    def hand_over(self) -> None:
+        """End this owner's part, which another one has already taken over, whatever was decided meanwhile."""
+        self.superseded = self.handed_over = True
+        self._decided.set()
 
     def guard(self, handle: Callable[..., None]) -> Callable[..., None]:
         """A handler for an emitter, which swallows what its handlers raise: the call would go silent, so it ends."""

@@ -17,8 +17,9 @@ logger = logging.getLogger(__name__)
 class Fences:
     """Watches one room for other agents of the same session; belongs to the call's event loop.
 
-    `remove` takes a participant out of the room by its identity. `is_ours` reads from the record whether the session is
-    still this owner's; it raises what `records.read` raises. `run` runs something beside the call.
+    `remove` takes a participant out of the room by its identity; while `is_holder` says no, this agent stands by and
+    leaves the older one alone. `is_ours` reads from the record whether the session is still this owner's; it raises
+    what `records.read` raises. `run` runs something beside the call.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Fences:
         ending: Ending,
         remove: Callable[[str], Awaitable[None]],
         is_ours: Callable[[], Awaitable[bool]],
+        is_holder: Callable[[], bool],
         run: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self._room = room
@@ -36,7 +38,9 @@ class Fences:
         self._ending = ending
         self._remove = remove
         self._is_ours = is_ours
+        self._is_holder = is_holder
         self._run = run
+        self._accepted: set[int] = set()
         room.on("participant_connected", ending.guard(self._participant_connected))
         room.on("reconnecting", ending.guard(self._reconnecting))
         room.on("reconnected", ending.guard(self._reconnected))
@@ -44,12 +48,25 @@ class Fences:
     @property
     def is_witness(self) -> bool:
         """Whether the room proves that no younger agent of the session talks in it."""
-        return self._room.isconnected() and not any(epoch > self._session.epoch for _, epoch in self._others())
+        return self._room.isconnected() and not self._is_younger_there
+
+    def accept(self, epoch: int) -> None:
+        """Let the agent of this younger epoch be in the room: it talks only after the session was passed to it."""
+        self._accepted.add(epoch)
 
     async def remove_older(self) -> None:
         """Take out every older agent that is in the room; nothing is said before."""
+        if not self._is_holder():
+            return
         older = [identity for identity, epoch in self._others() if epoch < self._session.epoch]
         await asyncio.gather(*(self._remove(identity) for identity in older))
+
+    @property
+    def _is_younger_there(self) -> bool:
+        return any(self._is_successor_by_force(epoch) for _, epoch in self._others())
+
+    def _is_successor_by_force(self, epoch: int) -> bool:
+        return epoch > self._session.epoch and epoch not in self._accepted
 
     def _others(self) -> list[tuple[str, int]]:
         identities = list(self._room.remote_participants)
@@ -60,10 +77,10 @@ class Fences:
         epoch = self._session.epoch_of(participant.identity)
         if epoch is None:
             return
-        if epoch < self._session.epoch:
+        if epoch < self._session.epoch and self._is_holder():
             logger.warning("an older agent is taken out of the room", extra={"session": self._session.session_id})
             self._run(self._take_out(participant.identity))
-        else:
+        elif self._is_successor_by_force(epoch):
             self._step_down()
 
     async def _take_out(self, identity: str) -> None:
@@ -82,7 +99,7 @@ class Fences:
             logger.warning("whose session it is cannot be read", extra={"session": self._session.session_id})
 
     def _reconnected(self) -> None:
-        if any(epoch > self._session.epoch for _, epoch in self._others()):
+        if self._is_younger_there:
             self._step_down()
         elif not self._ending.is_decided:
             for track in self._tracks():

@@ -22,6 +22,7 @@ from livekit.agents.voice import SpeechHandle, io, room_io
 from graphs.entities import Message
 from worker.call import phrases
 from worker.call.agent_llm import AgentLLM
+from worker.call.baton import Baton
 from worker.call.ending import Countdown, Ending
 from worker.call.pipeline import AUDIO_INPUT, open_pipeline
 from worker.call.providers import Providers
@@ -58,6 +59,7 @@ class Call:
         agent_llm: AgentLLM,
         voice_agent: VoiceAgent,
         clock: TurnClock,
+        baton: Baton,
         spoken: Mapping[str, bytes],
         on_first_audio: Callable[[], None],
         time_left: float,
@@ -68,6 +70,7 @@ class Call:
         self._ending = ending
         self._voice_agent = voice_agent
         self._clock = clock
+        self._baton = baton
         self._spoken = spoken
         self._on_first_audio = on_first_audio
         self._failures = 0
@@ -126,9 +129,32 @@ class Call:
         self._idle.start()
         self._say(self._settings.resumption)
         if unanswered is not None:
-            self._voice_agent.take_up(unanswered)
-            message = llm.ChatMessage(id=unanswered.id, role="user", content=[unanswered.content])
-            self._voice.generate_reply(user_input=message)
+            self._answer(unanswered)
+
+    def take_over(self, unanswered: Message | None) -> None:
+        """Go on with a call that another process has passed on, without a word unless one is due."""
+        self._idle.start()
+        if unanswered is not None and not self._baton.is_open:
+            self._answer(unanswered)
+
+    def _answer(self, unanswered: Message) -> None:
+        self._voice_agent.take_up(unanswered)
+        message = llm.ChatMessage(id=unanswered.id, role="user", content=[unanswered.content])
+        self._voice.generate_reply(user_input=message)
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether the agent neither speaks nor is about to."""
+        return self._voice.agent_state == "listening" and self._voice.current_speech is None and self._farewell is None
+
+    def fall_deaf(self) -> None:
+        """Hear nothing any more, and forget what the caller has begun to say."""
+        self._voice.input.set_audio_enabled(False)
+        self._voice.clear_user_turn()
+
+    def hear_again(self) -> None:
+        """Take it back."""
+        self._voice.input.set_audio_enabled(True)
 
     async def close(self) -> None:
         """Fall silent, leave the room, then take the pipeline down."""
@@ -189,20 +215,28 @@ class Call:
         if self._user_state == "speaking":
             self._clock.speech_ended()
         self._user_state = event.new_state
+        self._baton.user_state_changed(event.new_state == "speaking")
         self._watch_idleness()
 
     def _agent_state_changed(self, event: AgentStateChangedEvent) -> None:
         self._agent_state = event.new_state
+        if event.new_state == "listening":
+            self._baton.agent_listens()
         self._watch_idleness()
 
     def _watch_idleness(self) -> None:
-        if self._user_state == "speaking" or self._agent_state in {"speaking", "thinking"}:
+        if not self._baton.is_held or self._user_state == "speaking" or self._agent_state in {"speaking", "thinking"}:
             self._idle.stop()
         elif self._agent_state == "listening":
             self._idle.start()
 
     def _provider_failed(self, event: ErrorEvent) -> None:
         if getattr(event.error, "recoverable", False) or self._farewell is not None:
+            return
+        if not self._baton.is_held:
+            # Who stands by steps back and says nothing; who has passed the call on is just leaving.
+            if not self._baton.is_given:
+                self._ending.decide(Reason.PROVIDER_FAILED)
             return
         if self._agent_state == "listening" and not isinstance(event.source, stt.STT):
             # A draft, while the caller may still go on: it fails the turn when it becomes its answer.

@@ -22,11 +22,13 @@ from graphs.tickets import RedisTickets
 from worker.call import room as rooms
 from worker.call.agent_llm import AgentLLM
 from worker.call.agents import open_agent, settings_of
+from worker.call.baton import Baton
 from worker.call.commands import SOCKET_TIMEOUT, commands
 from worker.call.dead_man import DeadMan
 from worker.call.ending import Ending
 from worker.call.errors import ConnectFailed, SpeechNotRendered
 from worker.call.fences import Fences
+from worker.call.handing_over import Giver, Messages, Successor, Wish
 from worker.call.knowledge import open_search
 from worker.call.lifecycle import Call
 from worker.call.phrases import Phrases, open_cache
@@ -39,14 +41,16 @@ from worker.call.voice_agent import VoiceAgent
 from worker.conversation.continuing import BEGINNING, TOOL_LIMIT, Conversation, open_conversation, store_rest
 from worker.conversation.text_turns import is_written
 from worker.conversation.transcript import Transcript, exchange_turn
-from worker.fleet import admission, records, workers
+from worker.fleet import admission, handing_over, records, workers
+from worker.fleet.app import create_producer
 from worker.fleet.chats import THINK
 from worker.fleet.child import Child
-from worker.fleet.errors import MoveRefused, RecordUnreadable, SessionNotFound, StateUnavailable
+from worker.fleet.errors import MoveRefused, RecordUnreadable, SessionNotFound, StaleEpoch, StateUnavailable
 from worker.fleet.ghosts import Ghosts, RoomServerSettings
+from worker.fleet.publishing import offerer
 from worker.fleet.redis_operations import Operation, connect_async, run_async
 from worker.fleet.session import Reason, Session, State
-from worker.fleet.task_states import DRAINING, LIVE
+from worker.fleet.task_states import DRAINING, HANDED_OVER, LIVE
 
 logger = logging.getLogger(__name__)
 
@@ -62,15 +66,19 @@ _LOAD_RETRY = 0.5
 _LOAD_LIMIT = 20.0
 #: Seconds the last turns may take to reach Redis.
 _FLUSH_LIMIT = 2.0
+#: Seconds an agent stays that has handed over: the caller's jitter buffer still plays its last words.
+_LINGER = 0.5
+#: Seconds after which one that is still there is taken for dead.
+_LEFT = 3.0
 #: Seconds for which the end of a call is not recorded because a tool is still at work, for instance a ticket's.
 _TOOL_LIMIT = 3.0
 
 
-def serve(session_id: str, epoch: int, *, child: Child, announce: Callable[[str], None]) -> Reason | None:
-    """Serve the session until it is over, if this child may claim it; a message that is void is dropped.
+def serve(session_id: str, epoch: int, *, child: Child, announce: Callable[[str], None]) -> Reason | str | None:
+    """Serve the session until it is over or handed over, if this child may claim it or stand by for its owner.
 
-    Returns why the session is over, None when it is not this child's to say. `announce` tells operators about a state
-    of the task and does not block.
+    Returns why the session is over, or `HANDED_OVER`; None when it is not this child's to say or the message was void.
+    `announce` tells operators about a state of the task and does not block.
     """
     settings = CallSettings.from_env()
     return asyncio.run(_Service(session_id, epoch, settings=settings, child=child, announce=announce).run())
@@ -95,6 +103,11 @@ class _Service:
         self._announce = announce
         self._ending = Ending(session_id)
         self._emptied = child.emptied
+        self._baton = Baton(is_held=True)
+        self._wish = Wish()
+        self._messages = Messages.none()
+        self._offered = 0
+        self._has_stepped_back = False
         #: The turns of what is written to the session while it is on the phone.
         self._written: asyncio.Queue[str] = asyncio.Queue()
         self._is_live = False
@@ -111,7 +124,7 @@ class _Service:
         self._is_recorded = False
         self._is_recorded_by_another = False
 
-    async def run(self) -> Reason | None:
+    async def run(self) -> Reason | str | None:
         """Claim, serve, record the end and release the room; why the session is over."""
         async with connect_async(self._settings.redis_url) as client:
             self._client = client
@@ -124,8 +137,10 @@ class _Service:
             self._child.slot.clear()
             return await self._outcome()
 
-    async def _outcome(self) -> Reason | None:
+    async def _outcome(self) -> Reason | str | None:
         """Why the session is over; None when there was nothing to claim or it goes on with another owner."""
+        if self._ending.handed_over:
+            return HANDED_OVER
         if not (self._ending.superseded or self._is_recorded_by_another):
             return self._ending.reason
         try:
@@ -145,8 +160,7 @@ class _Service:
         try:
             session = await run_async(self._client, claim)
         except (MoveRefused, SessionNotFound):
-            logger.info("nothing to claim", extra={"session": self._session_id})
-            return None
+            return await self._stand_by()
         hold = self._settings.session_hold
         confirm = admission.confirm(session.tenant, session.room, session.session_id, hold=hold)
         if await run_async(self._client, confirm):
@@ -154,6 +168,17 @@ class _Service:
         self._ending.decide(Reason.JOIN_EXPIRED if session.epoch == 1 else Reason.WORKER_LOST)
         await self._record_end(session)
         return None
+
+    async def _stand_by(self) -> Session | None:
+        """The session as this child will own it once its owner passes it on, if it was offered in this epoch."""
+        step = handing_over.stand_by(self._session_id, offered=self._epoch, worker_id=self._child.worker_id)
+        try:
+            session = await run_async(self._client, step)
+        except (MoveRefused, SessionNotFound):
+            logger.info("nothing to claim", extra={"session": self._session_id})
+            return None
+        self._baton = Baton(is_held=False)
+        return replace(session, epoch=self._epoch, owner=self._child.worker_id, standby="")
 
     @contextmanager
     def _watching_signals(self) -> Iterator[None]:
@@ -164,7 +189,10 @@ class _Service:
 
         def tell() -> None:
             loop.call_soon_threadsafe(self._announce, DRAINING)
+            loop.call_soon_threadsafe(self._wish.drain)
 
+        if self._child.draining:
+            self._wish.drain()
         with self._child.watch(on_soft_limit=stop, on_drain=tell):
             yield
 
@@ -209,12 +237,21 @@ class _Service:
         self._keep(stack, transcript.write(then=partial(conversation.compact, agent, transcript)))
         self._store_again = partial(_store_again, conversation, transcript)
         clock = TurnClock()
-        voice_agent = VoiceAgent(agent, transcript=transcript, clock=clock)
-        agent_llm = AgentLLM(agent, observe=voice_agent.observe, warm=providers.openai.models.list)
+        voice_agent = VoiceAgent(agent, transcript=transcript, clock=clock, baton=self._baton)
+        warm = providers.openai.models.list
+        agent_llm = AgentLLM(agent, observe=voice_agent.observe, warm=warm, baton=self._baton)
         call = self._build_call(session, room, providers, agent_llm, voice_agent, clock, spoken, stack)
         stack.push_async_callback(self._leave, session, call, agent, transcript, connecting, dead_man)
-        self._keep(stack, self._think(session, agent_llm, transcript, call))
+        thinking = self._build_thinking(session, agent_llm, transcript, call)
+        self._keep(stack, self._think(thinking))
+        giver = self._build_giver(session, call, thinking, transcript, fences)
         if not await self._ending.unless_decided(_enter(connecting, call, fences)):
+            return
+        if not self._baton.is_held:
+            if await call.wait_for_caller() and await self._take_over(session, call, conversation, agent, stack):
+                self._keep(stack, _clear_up(fences))
+                self._keep(stack, giver.run())
+                await self._ending.wait()
             return
         await self._move(session, State.WAITING, stamp="connected_at" if session.epoch == 1 else "recovered_at")
         if await call.wait_for_caller() and await self._ending.unless_decided(_until(greeting)):
@@ -223,13 +260,75 @@ class _Service:
                 call.resume(await self._unanswered(session, begun.messages))
             else:
                 call.greet()
+            self._keep(stack, giver.run())
             await self._ending.wait()
+
+    async def _take_over(
+        self,
+        session: Session,
+        call: Call,
+        conversation: Conversation,
+        agent: SupervisorAgent,
+        stack: AsyncExitStack,
+    ) -> bool:
+        """Stand by until the baton was passed, and take it; False when the end was decided before."""
+        successor = Successor(
+            session,
+            client=self._client,
+            listener=await stack.enter_async_context(connect_async(self._settings.redis_url, timeout=SOCKET_TIMEOUT)),
+            baton=self._baton,
+            ending=self._ending,
+            messages=self._messages,
+            lifetime=self._settings.session_hold,
+        )
+        self._keep(stack, successor.watch())
+        self._keep(stack, successor.listen())
+        if not await self._ending.unless_decided(successor.stand_by()):
+            return False
+        begun = await self._load(session, conversation)
+        if begun is None:
+            return False
+        await self._insist(successor.notes())
+        agent.restore(begun.messages, active=begun.active or None)
+        self._baton.take(is_open=self._messages.is_open)
+        self._is_live = True
+        self._announce(LIVE)
+        call.take_over(await self._unanswered(session, begun.messages))
+        return True
+
+    def _build_giver(
+        self, session: Session, call: Call, thinking: Thinking, transcript: Transcript, fences: Fences
+    ) -> Giver:
+        settings = self._settings
+
+        def accept(epoch: int) -> None:
+            self._offered = epoch
+            fences.accept(epoch)
+
+        def publish(offered: Session, queue: str) -> None:
+            offerer(create_producer(settings.broker_url), expires=settings.join_ttl)(offered, queue)
+
+        return Giver(
+            session,
+            client=self._client,
+            baton=self._baton,
+            ending=self._ending,
+            call=call,
+            is_writing=lambda: thinking.is_busy,
+            messages=self._messages,
+            wish=self._wish,
+            accept=accept,
+            publish=publish,
+            flush=lambda seconds: transcript.flush(timeout=seconds),
+            insist=self._insist,
+            lifetime=settings.session_hold,
+        )
 
     def _raise_fences(self, room: rtc.Room, session: Session, stack: AsyncExitStack) -> tuple[Fences, DeadMan]:
         async def is_ours() -> bool:
             record = await run_async(self._client, records.read(session.session_id))
             # Without its record the session registers again.
-            return record is None or (record.epoch, record.owner) == (session.epoch, session.owner)
+            return record is None or handing_over.owns(record, session) or handing_over.is_standby(record, session)
 
         fences = Fences(
             room,
@@ -237,6 +336,7 @@ class _Service:
             ending=self._ending,
             remove=partial(self._ghosts.remove_identity, session),
             is_ours=is_ours,
+            is_holder=lambda: self._baton.is_held,
             run=partial(self._keep, stack),
         )
         dead_man = DeadMan(
@@ -325,6 +425,7 @@ class _Service:
             agent_llm=agent_llm,
             voice_agent=voice_agent,
             clock=clock,
+            baton=self._baton,
             spoken=spoken,
             on_first_audio=lambda: self._went_live(session, stack),
             time_left=_time_left(session, self._settings),
@@ -362,6 +463,9 @@ class _Service:
         dead_man: DeadMan,
     ) -> None:
         """Out of the room; the end is decided and recorded before, the slow parts come after."""
+        await self._settle(session)
+        if self._ending.handed_over:
+            await asyncio.sleep(_LINGER)
         if not self._ending.superseded:
             await self._move(session, State.ENDING, stamp="ending_at")
         await asyncio.gather(connecting, return_exceptions=True)
@@ -406,17 +510,34 @@ class _Service:
 
     async def _record_end(self, session: Session) -> None:
         """Record the end and release the room, once, as long as it takes while Redis is away."""
+        await self._settle(session)
         if self._is_recorded or self._ending.superseded:
             return
         self._is_recorded = True
         reason = self._ending.reason or Reason.INTERNAL_ERROR
         try:
             await self._insist(records.end(session, reason))
+        except StaleEpoch:
+            # Another owner goes on with it, and with the room.
+            self._is_recorded_by_another = True
+            return
         except (MoveRefused, SessionNotFound):
             self._is_recorded_by_another = True
             logger.warning("the end was recorded by another", extra={"session": session.session_id})
         await self._insist(admission.release(session.tenant, session.room, session.session_id))
         logger.info("session over", extra={"session": session.session_id, "reason": reason})
+
+    async def _settle(self, session: Session) -> None:
+        """Who stands by steps back, unless the baton was passed meanwhile: then the end is its own to record."""
+        if self._baton.is_held or self._baton.is_given or self._has_stepped_back:
+            return
+        self._has_stepped_back = True
+        step = handing_over.step_back(session.session_id, offered=session.epoch, worker_id=session.owner)
+        try:
+            record = await self._insist(step)
+            self._ending.superseded = not handing_over.owns(record, session)
+        except SessionNotFound:
+            self._ending.superseded = True
 
     async def _insist(self, operation: Operation[Answer]) -> Answer:
         async with asyncio.timeout(_END_LIMIT):
@@ -436,7 +557,7 @@ class _Service:
     async def _stay_registered(self, session: Session) -> None:
         """Take the room again in a Redis that has lost its data, before it opens for other joins."""
         while not self._ending.is_decided:
-            if self._emptied != self._child.emptied:
+            if self._emptied != self._child.emptied and self._baton.is_held:
                 self._emptied = self._child.emptied
                 await self._register_again(session)
             await asyncio.sleep(_STAMP)
@@ -448,7 +569,8 @@ class _Service:
             logger.error("the room was given to another", extra={"session": session.session_id})
             self._ending.supersede()
             return
-        registered = replace(self._record or session, state=State.LIVE if self._is_live else State.WAITING)
+        state = State.LIVE if self._is_live else State.WAITING
+        registered = replace(self._record or session, state=state, offered_epoch=self._offered)
         if self._is_live and registered.first_audio_at is None:
             registered = replace(registered, first_audio_at=time.time())
         if await self._insist(records.create(registered, lifetime=hold)):
@@ -459,11 +581,15 @@ class _Service:
         """Do what the session's commands say."""
         async with connect_async(self._settings.redis_url, timeout=SOCKET_TIMEOUT) as client:
             async for command in commands(session.session_id, client):
+                if self._messages.hear(command, epoch=session.epoch, wish=self._wish):
+                    continue
                 if command.get("kind") == "leave":
                     self._ending.decide(Reason.LEFT)
                 elif command.get("kind") == THINK:
-                    self._written.put_nowait(command["id"])
-                else:
+                    # Who stands by answers later what the owner has not taken up; it is taken once.
+                    if not self._baton.is_given:
+                        self._written.put_nowait(command["id"])
+                elif self._baton.is_held:
                     logger.warning("unknown command", extra={"session": session.session_id})
 
     async def _unanswered(self, session: Session, messages: Sequence[Message]) -> Message | None:
@@ -477,16 +603,19 @@ class _Service:
             written = False
         return None if written else spoken[-1]
 
-    async def _think(self, session: Session, agent_llm: AgentLLM, transcript: Transcript, call: Call) -> None:
-        """Answer what is written to the session."""
-        thinking = Thinking(
+    async def _think(self, thinking: Thinking) -> None:
+        """Answer what is written to the session, once it is this agent's."""
+        await self._baton.wait()
+        await thinking.answer_all(self._written)
+
+    def _build_thinking(self, session: Session, agent_llm: AgentLLM, transcript: Transcript, call: Call) -> Thinking:
+        return Thinking(
             session,
             client=self._client,
             agent_llm=agent_llm,
             transcript=transcript,
             is_quiet=lambda: call.is_quiet,
         )
-        await thinking.answer_all(self._written)
 
     def _keep(self, stack: AsyncExitStack, work: Coroutine[Any, Any, Answer]) -> asyncio.Task[Answer]:
         """Run `work` beside the call, at most as long as it; what fails unseen ends the call."""
@@ -514,6 +643,11 @@ def _nothing() -> None:
 async def _enter(connecting: asyncio.Task[None], call: Call, fences: Fences) -> None:
     await asyncio.shield(connecting)
     await asyncio.gather(call.start(), fences.remove_older())
+
+
+async def _clear_up(fences: Fences) -> None:
+    await asyncio.sleep(_LEFT)
+    await fences.remove_older()
 
 
 def _time_left(session: Session, settings: CallSettings) -> float:

@@ -41,17 +41,22 @@ class Thinking:
         self._agent_llm = agent_llm
         self._transcript = transcript
         self._is_quiet = is_quiet
+        #: Whether a text is being answered.
+        self.is_busy = False
 
     async def answer_all(self, turn_ids: "asyncio.Queue[str]") -> None:
         """Answer what comes, until cancelled; no text ends the call, whatever becomes of it."""
         while True:
             turn_id = await turn_ids.get()
+            self.is_busy = True
             try:
                 await self.answer(turn_id)
             except (StateUnavailable, StaleEpoch):
                 logger.warning("turn %s is not answered", turn_id, extra={"session": self._session.session_id})
             except Exception:
                 logger.exception("turn %s broke", turn_id, extra={"session": self._session.session_id})
+            finally:
+                self.is_busy = False
 
     async def answer(self, turn_id: str) -> None:
         """Answer one text, unless nobody waits for that any more; raises `StateUnavailable` and `StaleEpoch`."""

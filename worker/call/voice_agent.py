@@ -6,10 +6,11 @@ from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 
 from livekit import rtc
-from livekit.agents import Agent, ConversationItemAddedEvent, ModelSettings, llm, stt
+from livekit.agents import Agent, ConversationItemAddedEvent, ModelSettings, StopResponse, llm, stt
 
 from graphs.entities import AgentEvent, Message, PassagesMissed, PassagesOffered, TextDelta
 from graphs.ports import AgentPort
+from worker.call.baton import Baton
 from worker.call.timings import TurnClock
 from worker.conversation.transcript import Citation, Transcript, Turn, event_turn
 
@@ -35,8 +36,11 @@ class VoiceAgent(Agent):
     adds to the conversation; the caller's words were stored under another one before.
     """
 
-    def __init__(self, agent: AgentPort, *, transcript: Transcript, clock: TurnClock) -> None:
+    def __init__(
+        self, agent: AgentPort, *, transcript: Transcript, clock: TurnClock, baton: Baton | None = None
+    ) -> None:
         super().__init__(instructions="")
+        self._baton = baton or Baton(is_held=True)
         self._agent = agent
         self._transcript = transcript
         self._clock = clock
@@ -54,6 +58,7 @@ class VoiceAgent(Agent):
         async def tapped() -> AsyncIterator[rtc.AudioFrame]:
             async for frame in audio:
                 self._clock.heard(frame)
+                self._baton.ear.frame_arrived()
                 yield frame
 
         async for event in Agent.default.stt_node(self, tapped(), model_settings):
@@ -67,7 +72,12 @@ class VoiceAgent(Agent):
             yield frame
 
     async def on_user_turn_completed(self, turn_ctx: llm.ChatContext, new_message: llm.ChatMessage) -> None:
-        """Store the caller's words before the reply begins; a slow Redis costs `_STORE_LIMIT` at most."""
+        """Store the caller's words before the reply begins; a slow Redis costs `_STORE_LIMIT` at most.
+
+        Without the baton they wait until it is known who answers them.
+        """
+        if not await self._baton.may_answer():
+            raise StopResponse
         self._clock.turn_completed()
         self._commit_user(new_message)
         self._unanswered = new_message.text_content
@@ -94,7 +104,7 @@ class VoiceAgent(Agent):
     def item_added(self, event: ConversationItemAddedEvent) -> None:
         """Confirm the answer that is given to the caller's words, or commit a reply with the words that were heard."""
         item = event.item
-        if not isinstance(item, llm.ChatMessage):
+        if not isinstance(item, llm.ChatMessage) or not self._baton.is_held:
             return
         if item.role == "user":
             self._adopt(item)

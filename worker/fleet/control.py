@@ -9,9 +9,9 @@ from typing import Any, Concatenate, ParamSpec
 
 import redis
 
-from worker.fleet import admission, chats, records, workers
+from worker.fleet import admission, chats, handing_over, records, workers
 from worker.fleet.breaker import Breaker
-from worker.fleet.errors import SessionNotFound, StateUnavailable
+from worker.fleet.errors import HandOverImpossible, SessionNotFound, StateUnavailable
 from worker.fleet.joining import Join, Joined
 from worker.fleet.patience import Patience
 from worker.fleet.redis_operations import AT_A_TIME, Answer, Operation, run, run_many
@@ -106,6 +106,21 @@ class SessionControl:
         if answer.outcome == "cancelled":
             self._release(answer.session)
         return answer
+
+    @_in_time
+    def hand_over(self, session_id: str, *, to: str = "") -> Session:
+        """Ask the owner of a live session to hand it over to the worker named `to`, or to the emptiest other one.
+
+        Raises `HandOverImpossible` when the session is not live or no such worker has a free slot, and
+        `SessionNotFound`.
+        """
+        session = self._read(session_id)
+        if session.state is State.LIVE and not handing_over.choose(
+            self._run(workers.fleet()), owner=session.owner, name=to
+        ):
+            raise HandOverImpossible("No other worker of this name is free." if to else "No other worker is free.")
+        hold = self._settings.session_hold
+        return self._run(handing_over.ask(session_id, to=to, command_id=uuid.uuid4().hex, lifetime=hold))
 
     @_in_time
     def get(self, session_id: str) -> Session:

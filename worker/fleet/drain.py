@@ -71,11 +71,11 @@ class Drain(bootsteps.StartStopStep):
         if not self._cancelled:
             self._cancelled = True
             self._stop_consuming()
-        if time.monotonic() - self._since < _READ_ENDS:
-            return
         if not self._children_told:
             self._children_told = True
             self._tell_children()
+        if time.monotonic() - self._since < _READ_ENDS:
+            return
         if state.should_stop is None and not state.active_requests and not state.reserved_requests:
             logger.info("drained")
             _stop()

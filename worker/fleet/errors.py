@@ -13,6 +13,7 @@ FleetError
 ├── TurnInProgress
 ├── ChatTurnNotFound
 ├── IdempotencyKeyReused
+├── HandOverImpossible
 ├── MoveRefused
 │   ├── StaleEpoch
 │   ├── IllegalMove
@@ -94,6 +95,10 @@ class ChatTurnNotFound(FleetError):
 
 class IdempotencyKeyReused(FleetError):
     """The idempotency key belongs to another request."""
+
+
+class HandOverImpossible(FleetError):
+    """The session cannot be handed over."""
 
 
 class MoveRefused(FleetError):

@@ -19,17 +19,17 @@ from functools import partial
 import psutil
 import redis.asyncio
 
-from worker.fleet import records, workers
+from worker.fleet import handing_over, records, workers
 from worker.fleet.app import create_producer
 from worker.fleet.endings import Endings
-from worker.fleet.errors import RecordUnreadable, StateUnavailable
+from worker.fleet.errors import RecordUnreadable, SessionNotFound, StateUnavailable
 from worker.fleet.ghosts import Ghosts, RoomServerSettings
 from worker.fleet.health import HealthFile
 from worker.fleet.publishing import publisher
 from worker.fleet.reaper import Observation, Reaper
 from worker.fleet.recovery import Recovery
 from worker.fleet.redis_operations import connect_async, run_async
-from worker.fleet.session import Reason
+from worker.fleet.session import Reason, Session
 from worker.fleet.settings import FleetSettings
 from worker.fleet.table import ABANDONED, Holding, Table
 from worker.fleet.task_states import show_end
@@ -165,7 +165,7 @@ class Keeper:
 
     async def _end(self, lost: Holding) -> None:
         try:
-            session = await run_async(self._client, records.read(lost.session_id))
+            session = await self._read_lost(lost)
         except RecordUnreadable:
             logger.error("session %s is lost and its record not readable", lost.session_id)
             return
@@ -176,6 +176,22 @@ class Keeper:
                 await self._endings.end(session, Reason.INTERNAL_ERROR)
             else:
                 await self._recovery.recover(session)
+
+    async def _read_lost(self, lost: Holding) -> Session | None:
+        session = await run_async(self._client, records.read(lost.session_id))
+        if session is None or (session.standby, session.offered_epoch) != (self._status.worker_id, lost.epoch):
+            return session
+        step = handing_over.step_back(lost.session_id, offered=lost.epoch, worker_id=self._status.worker_id)
+        try:
+            # The answer tells whether the owner was faster and has passed the session to the dead.
+            session = await run_async(self._client, step)
+        except SessionNotFound:
+            return None
+        if session.epoch != lost.epoch:
+            logger.warning("session %s has lost its successor, not its owner", lost.session_id)
+            successor = replace(session, epoch=lost.epoch, owner=self._status.worker_id)
+            self._endings.clear_up(successor, Reason.WORKER_LOST)
+        return session
 
     async def _renew(self) -> None:
         sent_at = time.monotonic_ns()

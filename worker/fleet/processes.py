@@ -19,7 +19,7 @@ from celery import bootsteps, signals
 from celery.exceptions import WorkerShutdown
 
 from worker.fleet.child import Child
-from worker.fleet.publishing import SESSIONS_QUEUE, TASK_NAME
+from worker.fleet.publishing import SESSIONS_QUEUE, TASK_NAME, worker_queue
 from worker.fleet.table import Table
 from worker.fleet.tasks import RunSession
 from worker.fleet.workers import WorkerStatus
@@ -40,11 +40,6 @@ _FIRST_LEASE = 30.0
 _KEEPER_CHECK = 0.5
 #: Seconds the keeper has to give the lease back.
 _RESIGNATION = 2.0
-
-
-def worker_queue(name: str) -> str:
-    """The queue of messages for this very worker."""
-    return f"worker.{name}"
 
 
 def share_memory(**_: Any) -> None:

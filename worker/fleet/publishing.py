@@ -14,6 +14,11 @@ CHAT_QUEUE = "chat"
 RECOVERY_QUEUE = "recovery"
 
 
+def worker_queue(name: str) -> str:
+    """The queue of messages for this very worker."""
+    return f"worker.{name}"
+
+
 def publisher(app: Celery, *, join_ttl: float) -> Callable[[Session], None]:
     """A function that publishes `run_session(session_id, epoch)`; a message older than the join TTL is void."""
 
@@ -24,6 +29,24 @@ def publisher(app: Celery, *, join_ttl: float) -> Callable[[Session], None]:
             task_id=_task_id(session),
             queue=SESSIONS_QUEUE if session.epoch == 1 else RECOVERY_QUEUE,
             expires=join_ttl,
+        )
+
+    return publish
+
+
+def offerer(app: Celery, *, expires: float) -> Callable[[Session, str], None]:
+    """A function that publishes an offered session on a queue; `session.epoch` is the offered one.
+
+    It raises `kombu.exceptions.OperationalError`. A message older than `expires` seconds is void.
+    """
+
+    def publish(session: Session, queue: str) -> None:
+        app.send_task(
+            TASK_NAME,
+            args=(session.session_id, session.epoch),
+            task_id=session.task_id,
+            queue=queue,
+            expires=expires,
         )
 
     return publish

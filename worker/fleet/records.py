@@ -57,18 +57,20 @@ if #ARGV > 6 then redis.call('HSET', KEYS[1], unpack(ARGV, 7)) end
 for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[5]) end
 return {{'moved', redis.call('HGETALL', KEYS[1])}}"""
 
+# A successor that was offered an epoch may be in the room already, so the one after it is the next.
 # ARGV: epoch, owner, states it may come from, recoveries in a row at most, ms after its claim from which on an owner
 # has been there long enough, ms until the next one must have claimed it, lifetime in ms.
 _RECOVER = f"""#!lua flags=allow-oom
 {NOW}
-local record = redis.call('HMGET', KEYS[1], 'state', 'epoch', 'owner', 'claimed_at', 'recoveries')
+local record = redis.call('HMGET', KEYS[1], 'state', 'epoch', 'owner', 'claimed_at', 'recoveries', 'offered_epoch')
 if not record[1] then return {{'missing'}} end
 if record[2] ~= ARGV[1] or (record[3] or '') ~= ARGV[2] then return {{'stale'}} end
 if not string.find(ARGV[3], ',' .. record[1] .. ',', 1, true) then return {{'illegal', record[1]}} end
 local recoveries = tonumber(record[5] or 0)
 if record[4] and now - record[4] * 1000 >= tonumber(ARGV[5]) then recoveries = 0 end
 if recoveries >= tonumber(ARGV[4]) then return {{'exhausted'}} end
-redis.call('HSET', KEYS[1], 'state', '{State.RECOVERING}', 'epoch', ARGV[1] + 1, 'owner', '',
+local epoch = math.max(tonumber(ARGV[1]), tonumber(record[6] or 0)) + 1
+redis.call('HSET', KEYS[1], 'state', '{State.RECOVERING}', 'epoch', epoch, 'owner', '', 'standby', '',
   'recoveries', recoveries + 1, 'recovering_at', now / 1000, 'join_deadline', (now + ARGV[6]) / 1000)
 redis.call('HDEL', KEYS[1], 'published_at')
 for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[7]) end
@@ -134,6 +136,11 @@ def record_key(session_id: str) -> str:
 def commands_key(session_id: str) -> str:
     """The key of the session's command stream."""
     return _key(session_id, "commands")
+
+
+def turns_key(session_id: str) -> str:
+    """The key of the session's turn stream."""
+    return _key(session_id, "turns")
 
 
 def lasting_keys(session_id: str) -> list[str]:

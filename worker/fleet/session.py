@@ -99,6 +99,10 @@ class Session:
     reason: Reason | None = None
     #: The id of the worker that runs it (see `workers.py`), empty while queued and between two owners.
     owner: str = ""
+    #: The highest epoch that was offered to a successor (see `handing_over.py`), 0 when none was.
+    offered_epoch: int = 0
+    #: The id of the worker that stands by to go on in that epoch.
+    standby: str = ""
     #: How many owners in a row it has lost, each soon after its claim.
     recoveries: int = 0
     #: How the agent differs from the others, as `graphs.configuration.AgentConfiguration` reads it.
@@ -161,6 +165,7 @@ class Session:
             values["state"] = State(fields["state"])
             values["epoch"] = int(fields["epoch"])
             values["recoveries"] = int(fields.get("recoveries", 0))
+            values["offered_epoch"] = int(fields.get("offered_epoch", 0))
             if "reason" in fields:
                 values["reason"] = Reason(fields["reason"])
             times = {name: float(value) for name, value in values.items() if name.endswith(("_at", "_deadline"))}

@@ -18,6 +18,8 @@ LIVE = "live"
 DRAINING = "draining"
 #: The result of a message that had nothing to run: the session was over, or had another owner.
 VOID = "void"
+#: The result of a task whose session goes on with another worker.
+HANDED_OVER = "handed_over"
 
 
 def show(app: Celery, state: str, *, task_id: str | None, hostname: str | None, **fields: Any) -> None:

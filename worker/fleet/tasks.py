@@ -45,8 +45,10 @@ class RunSession(Task[[str, int], str]):
         *,
         child: Child,
         announce: Callable[[str], None],
-    ) -> Reason | None:
+    ) -> Reason | str | None:
         """Claim the session, run it and return why it is over; None when it was or went on without this child.
+
+        `HANDED_OVER` tells that this child has passed it on itself.
 
         `announce` shows `LIVE` or `DRAINING` in Flower and never blocks. It is called from the session's own thread,
         but not within `Child.watch`'s callbacks, which interrupt arbitrary code.
@@ -71,6 +73,6 @@ class RunSession(Task[[str, int], str]):
             self.child.finish()
         if reason is None:
             return VOID
-        if reason.final_state is State.FAILED:
+        if isinstance(reason, Reason) and reason.final_state is State.FAILED:
             raise SessionFailed(reason)
         return str(reason)

@@ -9,7 +9,6 @@ from livekit.plugins import openai
 from livekit.plugins.openai.tts import ChunkedStream
 from openai import AsyncOpenAI
 
-from worker.call.clauses import ClauseTokenizer
 from worker.call.speech.patience import bounded
 
 
@@ -29,7 +28,7 @@ class OpenAISTT:
 
 
 class OpenAITTS:
-    """`TTSPort` by `/audio/speech`, a first clause and then a sentence a request."""
+    """`TTSPort` by `/audio/speech`, a sentence a request."""
 
     name = "openai"
 
@@ -44,7 +43,7 @@ class OpenAITTS:
         return f"{self.name}/{self._model}/{self._voice}"
 
     def open(self) -> tts.TTS[Any]:
-        """Pieces as they are complete; each is timed as a whole, so that the rest of one that breaks off is lost."""
+        """Sentences as they are complete; each is timed as a whole, so that the rest of one that breaks off is lost."""
         # Raw samples need no decoder.
         return _Sentences(PromptTTS(client=self._client, model=self._model, voice=self._voice, response_format="pcm"))
 
@@ -92,7 +91,7 @@ class _Sentences(tts.StreamAdapter):
     """LiveKit's adapter for a voice that takes whole texts; it closes the voice that it was made for."""
 
     def __init__(self, voice: tts.TTS[Any]) -> None:
-        super().__init__(tts=voice, sentence_tokenizer=ClauseTokenizer())
+        super().__init__(tts=voice)
 
     async def aclose(self) -> None:
         """Close the adapter and the voice."""
