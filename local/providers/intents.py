@@ -59,12 +59,44 @@ _REPEAT = re.compile(
     r"(did ?n.t|did not|could ?n.t|could not) (quite |really )?(hear|catch|get|understand) (you|that|it|what)|"
     r"what did you (just )?say|go on|continue|carry on|you were saying)\b"
 )
-_PRICE = vocabulary(
-    "price prices priced cost costs costing expensive cheap cheapest dollars charge charged charges pricey"
-)
+_PRICE = vocabulary("price prices priced cost costs costing expensive cheap dollars charge charged charges pricey")
 _HOW_MUCH = re.compile(
-    r"\bhow much(?! (?:speed|data|time|space|faster|longer|notice|bandwidth|channels))(?= |\W*$)|"
-    r"\bwhat (?:would|do|will|must) (?:i|we) (?:have to )?pay\b"
+    r"\bhow much(?: more| money| extra)?(?= (?:is|are|was|do|does|did|will|would|for|per|a|the|it|that|to|must|should|can|"
+    r"am|i|if)\b|\W*$)(?! (?:\w+ ){1,3}(?:save|need))|"
+    r"\bhow (?:many|high)\b.*\b(?:dollars|price|cost|charge)\b|"
+    r"\bwhat (?:would|do|will|must|should|did|does|am|are) (?:i|we|you|they|one|it|that|this) "
+    r"(?:(?:have|need|be|get|to|actually|really|usually) )*(?:pay|paying|ask|asking|charge|charging|owe|spend|come to)\b|"
+    r"\bwhat (?:would|do) you (?:want|take|ask) for\b|"
+    r"\bwhat (?:will|would|is|does) .{1,40} (?:a|per|each|every) month\b"
+)
+#: What asks for somebody who is not a machine, or is somebody else.
+_SOMEBODY = re.compile(
+    r"\b(?:(?:some|any)(?:body|one) (?:real|else|human|alive)|human(?: being)?s?|(?:real|actual|living|live) (?:person|people|"
+    r"man|woman|agent|colleague|employee)|(?:to|with|get|have|me|want|need) (?:another|a different|an other) (?:person|man|"
+    r"woman|agent|colleague|employee)|operator|representative|(?:one|some|any) of your colleagues|"
+    r"(?:not|no|than|stupid|you are|to) (?:a |another )?(?:machine|robot|computer|bot)|"
+    r"(?:talk|speak|speaking|talking) (?:to|with) (?:a |some |the )?(?:person|people|colleague|somebody|someone)\b"
+    r"(?=\W*$|\W+(?:please|instead)\b))\b"
+)
+_AGAIN = re.compile(
+    r"\b(?:again|once more|one more time|repeat|remind|was|read|spell|write (?:it|that|this) down|forgot|forgotten|lost|"
+    r"what is|what s|whats|tell me)\b"
+)
+_ANOTHER = vocabulary("another new second further different additional")
+#: What only somebody with the means can do; to be told something is not among them.
+_DOING = (
+    r"(?:cancel|terminate|end|stop|book|reserve|arrange|send|mail|post|email|refund|pay|transfer the|reset|change|upgrade|"
+    r"downgrade|switch|move|order|sign me|delete|remove|correct|take|deduct|reduce|credit|unlock|make me|create|set|enter|"
+    r"add|register|repair|fix)"
+)
+_TO_BE_DONE = re.compile(
+    r"(?:^|[.!?,;]\s+)(?:(?:and|so|then|well|ok|okay|now|please|just|right|simply|kindly|yes|no)\W+)*"
+    r"(?:(?:can|could|would|will) you (?:(?:please|just|kindly|also|then|perhaps|maybe) )*|i want you to |you should )?"
+    rf"{_DOING}\b(?! (?:does|is|are|was|it is)\b)"
+)
+_DONE = re.compile(
+    r"\b(?:(?:have|did) you|(?:has|is|was) (?:it|that|this|my|the|everything))\b[^.?!]*\b(?:cancell?ed|terminated|booked|"
+    r"reserved|sent|mailed|refunded|reset|changed|upgraded|ordered|deleted|corrected|deducted|credited|done|entered)\b"
 )
 
 _REFUSING = (
@@ -142,6 +174,24 @@ def asks_price(question: str) -> bool:
     """Whether the caller wants to know what something costs."""
     plain = plainly(question)
     return bool(words(plain) & _PRICE or _HOW_MUCH.search(plain))
+
+
+def asks_for_somebody(question: str) -> bool:
+    """Whether the caller wants to speak with a human, or with somebody else, and does not say about what."""
+    return bool(_SOMEBODY.search(_lower(question)))
+
+
+def asks_again(thing: str, question: str) -> bool:
+    """Whether the caller wants to hear once more of the thing that was made for them, rather than have another made."""
+    heard = words(question)
+    is_named = thing in heard or bool(heard & {"number", "reference"})
+    return is_named and bool(_AGAIN.search(_lower(question))) and not heard & _ANOTHER
+
+
+def wants_it_done(question: str) -> bool:
+    """Whether the caller tells somebody to do a thing, or asks whether it has been done, rather than how it is done."""
+    text = _lower(question)
+    return bool(_TO_BE_DONE.search(text) or _DONE.search(text))
 
 
 def without_price(text: str) -> list[str]:
