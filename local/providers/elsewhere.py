@@ -83,7 +83,5 @@ class Elsewhere:
         return bool(stems(question) & self._words)
 
     def closeness(self, question: str) -> float:
-        """The cosine of the question, or of the sentence in it that asks, with the closest topic."""
-        plain = plainly(question)
-        vectors = self._embed([plain, asking_sentence(plain)])
-        return float(np.max(self._topics @ vectors.T))
+        """The cosine of what the question asks with the closest topic."""
+        return float(np.max(self._topics @ self._embed([asking_sentence(plainly(question))])[0]))

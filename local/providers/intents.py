@@ -11,6 +11,7 @@ YOU_ARE_WELCOME = "You are welcome. Is there anything else I can do for you?"
 HELLO = "Hello! How can I help you?"
 GLADLY = "Of course. What can I help you with?"
 ANYTHING_ELSE = "All right. Is there anything else I can do for you?"
+AUTOMATED = "I am an automated assistant, not a human being. I can put you through to a colleague if you like."
 GLAD_TO_HEAR = "I am glad to hear that. Is there anything else I can do for you?"
 
 KINDS = {
@@ -67,7 +68,8 @@ _HOW_MUCH = re.compile(
     r"\bwhat (?:would|do|will|must|should|did|does|am|are) (?:i|we|you|they|one|it|that|this) "
     r"(?:(?:have|need|be|get|to|actually|really|usually) )*(?:pay|paying|ask|asking|charge|charging|owe|spend|come to)\b|"
     r"\bwhat (?:would|do) you (?:want|take|ask) for\b|"
-    r"\bwhat (?:will|would|is|does) .{1,40} (?:a|per|each|every) month\b"
+    r"\bwhat (?:will|would|is|does) .{1,40} (?:a|per|each|every) month\b|"
+    r"\bwhat (?:will|would) (?:the|a|your|that|this) .{1,30} be\b|\bhow cheap\b"
 )
 #: What asks for somebody who is not a machine, or is somebody else.
 _SOMEBODY = re.compile(
@@ -77,6 +79,10 @@ _SOMEBODY = re.compile(
     r"(?:not|no|than|stupid|you are|to) (?:a |another )?(?:machine|robot|computer|bot)|"
     r"(?:talk|speak|speaking|talking) (?:to|with) (?:a |some |the )?(?:person|people|colleague|somebody|someone)\b"
     r"(?=\W*$|\W+(?:please|instead)\b))\b"
+)
+_ARE_YOU = re.compile(
+    r"\b(?:are you|am i (?:talking|speaking) (?:to|with)) (?:really )?(?:a |an |some )?(?:real |actual |live |living )?"
+    r"(?:human(?: being)?|person|robot|machine|computer|bot|ai|artificial|real|recording|automat\w+)\b[^.?!]{0,20}\?"
 )
 _AGAIN = re.compile(
     r"\b(?:again|once more|one more time|repeat|remind|was|read|spell|write (?:it|that|this) down|forgot|forgotten|lost|"
@@ -103,6 +109,7 @@ _REFUSING = (
     r"\b(?:no|not|n't|dont|without)\s+"
     r"(?:(?:want|need|open|create|file|make|like|to|you|me|a|an|the|any|another|have|please|that|yet|just)\s+)*"
 )
+_WITHDRAWING = r"\b(?:cancel|close|delete|withdraw|drop|forget)\s+(?:(?:my|the|that|this|a|about)\s+)*"
 _ASKING = (
     r"^\W*(?:(?:and|so|but|okay|ok|hello|hi)\W+)*"
     r"(?:(?:what|how)(?! about)|when|why|where|who|which|has|have|did|was|"
@@ -120,6 +127,8 @@ def small_talk(question: str, *, name: str = "") -> str:
     """The reply to words that ask for nothing; empty when they do ask for something. `name` is the caller's."""
     if is_solved(question):
         return GLAD_TO_HEAR
+    if _ARE_YOU.search(_lower(question)):
+        return AUTOMATED
     kinds = [_kinds(word) for word in tokens(question) if word not in FILLERS or word in SMALL_TALK]
     if not kinds or not all(kinds):
         return ""
@@ -212,4 +221,5 @@ def agrees(question: str) -> bool:
 def asks_for(thing: str, question: str) -> bool:
     """Whether the caller, who names a thing, asks for it, rather than about it or to do without it."""
     text = plainly(question)
-    return not re.search(rf"{_REFUSING}{thing}", text) and not re.search(rf"{_ASKING}[^.!]*\b{thing}", text)
+    against = (rf"{_REFUSING}{thing}", rf"{_WITHDRAWING}{thing}", rf"{_ASKING}[^.!]*\b{thing}")
+    return not any(re.search(expression, text) for expression in against)

@@ -37,6 +37,7 @@ from local.providers.passages import (
     Match,
     Section,
     alike,
+    asking_sentence,
     content,
     likeness,
     read_sections,
@@ -62,8 +63,9 @@ SEVERAL = 3
 MEANT = 0.45
 #: What it takes when the words are others, and what the same words are worth.
 MEANT_CLEARLY, SHARED_WEIGHT = 0.65, 0.3
-#: A question is about something else when that is closer than this, and closer than the best match by so much.
-LEAST_CLOSE, ELSEWHERE_LEAD = 0.25, 0.02
+#: A question is about something else when that is closer than this, and closer than the best match by so much; one that
+#: names the other topic may be a little less close.
+LEAST_CLOSE, ELSEWHERE_LEAD, NAMED_LEAD = 0.25, 0.02, -0.05
 #: What comes so near to the best answer is said along with it.
 NEAR = 0.05
 #: What a price is worth to the colleague who is there for prices.
@@ -88,6 +90,8 @@ _DESK_WORDS = vocabulary("department team desk colleague colleagues agent person
 _WHICH = WHICH_ONE.partition("?")[0]
 #: What stands around the name of a choice in a question that leans on the one before.
 _AROUND_A_CHOICE = vocabulary("one ones instead then same other plan plans product products")
+
+_CHOOSING = vocabulary("suggest recommend choose which best right suit suits advise offer take")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,8 @@ class Responder:
         talk = Conversation(messages, tools)
         if talk.awaits_report and (report := _report(talk.results)):
             return Answer(report)
-        if step := _act(talk):
+        step = _act(talk)
+        if step and not (step.tool_calls and self._is_elsewhere(talk, talk.question, self._best(talk))):
             return step
         if not talk.transferred and (reply := small_talk(talk.question, name=talk.name) or _fact(talk)):
             return Answer(reply)
@@ -179,10 +184,10 @@ class Responder:
         read = self._read(talk, desk)
         if read and (own is None or read.score > own.score):
             own = read
-        other = self._other(talk, matches, question)
         own_score = own.score if own else 0.0
-        if self._is_elsewhere(talk, question, max(own_score, other.score if other else 0.0)):
+        if self._is_elsewhere(talk, question, max(own_score, matches[0].score)):
             return Answer(NOT_MINE)
+        other = self._other(talk, matches, question)
         if other and not talk.transferred and other.score >= max(FITS, own_score + STAY_BONUS):
             return Answer("", (ToolCall(TRANSFER, {talk.transfer_argument: other.section.desk}),))
         if own and own_score >= FITS and own.section.sentences:
@@ -190,7 +195,13 @@ class Responder:
                 match.section for match in matches if match.section.desk == desk and match.score >= own_score - NEAR
             ]
             return Answer(_speak(self._along_with(own.section, near, question), talk, question))
+        if talk.transferred and asks_price(question):
+            return Answer(NOT_MINE)
         return _welcome(desk) if talk.transferred else Answer(ASK_AGAIN)
+
+    def _best(self, talk: Conversation) -> float:
+        """The score of the best match of the question by itself, whosever it is."""
+        return self._search_all(talk.question, talk.colleagues)[0].score
 
     def _along_with(self, section: Section, others: Sequence[Section], question: str) -> Section:
         """The section, and after it what others that come near say closest to the question."""
@@ -219,8 +230,10 @@ class Responder:
     def _is_elsewhere(self, talk: Conversation, question: str, score: float) -> bool:
         """Whether a question with words that nobody here uses is closer to another topic than the best match."""
         told = stems(" ".join(f"{title} {text}" for title, text in talk.passages))
-        strange = [word for word in stems(plainly(question)) - told if not self._index.knows(word)]
-        return bool(strange) and self._elsewhere.closeness(question) > max(LEAST_CLOSE, score + ELSEWHERE_LEAD)
+        asked = stems(asking_sentence(plainly(question))) - told
+        strange = " ".join(word for word in asked if not self._index.knows(word))
+        lead = NAMED_LEAD if self._elsewhere.names(strange) else ELSEWHERE_LEAD
+        return bool(strange) and self._elsewhere.closeness(question) > max(LEAST_CLOSE, score + lead)
 
     def _read(self, talk: Conversation, desk: str) -> Match | None:
         """The passage of the prompt that answers best; a long one from the sentence that is closest."""
@@ -290,8 +303,8 @@ class Responder:
         spoken_of = list(dict.fromkeys(named[0] for named in clauses.values()))
         if len(spoken_of) < SEVERAL:
             return spoken_of[:1]
-        closeness = self._embed(list(clauses)) @ self._embed([talk.question_before or talk.question])[0]
-        return list(clauses.values())[int(closeness.argmax())][:1]
+        asked = " ".join(_telling(talk.question_before or talk.question))
+        return [self._told(choices, talk).closest(asked, among=spoken_of)]
 
     def _meant(self, choices: Sequence[str], talk: Conversation) -> list[str]:
         """The choice in other words or from what was said before; all of them when nothing tells which."""
@@ -304,13 +317,17 @@ class Responder:
 
     def _described(self, choices: Sequence[str], talk: Conversation) -> list[str]:
         """The choice about which the closest clause of the own sections is; none when it is about something else."""
+        chosen = self._told(choices, talk).about(" ".join(without_price(talk.question)))
+        return [choice for choice in chosen if choice]
+
+    def _told(self, choices: Sequence[str], talk: Conversation) -> "Clauses":
+        """What the own sections tell about the choices."""
         desk = talk.desk(self._desks)
         key = (desk, *choices)
         if key not in self._clauses:
             sections = [section for section in self._index.sections if section.desk == desk]
             self._clauses[key] = Clauses(choices, sections, self._embed)
-        chosen = self._clauses[key].about(" ".join(without_price(talk.question)))
-        return [choice for choice in chosen if choice]
+        return self._clauses[key]
 
 
 class Clauses:
@@ -329,6 +346,15 @@ class Clauses:
         self._stems = [stems(plainly(clause)) for clause in clauses]
         self._vectors: NDArray[np.float32] = embed(clauses)
 
+    def closest(self, wanted: str, *, among: Sequence[str]) -> str:
+        """The one of some choices that a clause close to the text is about."""
+        closeness = self._vectors @ self._embed([wanted])[0]
+        best: dict[str, float] = dict.fromkeys(among, -1.0)
+        for owner, value in zip(self._owners, closeness, strict=True):
+            if owner in best:
+                best[owner] = max(best[owner], float(value))
+        return max(best, key=lambda choice: best[choice])
+
     def about(self, wanted: str) -> list[str]:
         """The choice that the closest clause is about, in a list; an empty one when it is about none, or not close."""
         telling = stems(wanted) - stems(" ".join(_AROUND_A_CHOICE))
@@ -336,6 +362,11 @@ class Clauses:
         closeness = self._vectors @ self._embed([wanted])[0] + SHARED_WEIGHT * shared
         best = int(closeness.argmax())
         return [self._owners[best]] if closeness[best] >= (MEANT if shared[best] else MEANT_CLEARLY) else []
+
+
+def _telling(question: str) -> list[str]:
+    """The words of a question that tell what the choice should be like, in order."""
+    return [word for word in tokens(plainly(question)) if content(word) and word not in _AROUND_A_CHOICE | _CHOOSING]
 
 
 def _introduce(colleague: tuple[str, str]) -> str:

@@ -12,17 +12,17 @@ bill: invoice*
 booster: repeater*, extender*
 buy order: purchas*, sign up, sign me up, subscribe, become a customer, get started, become customers, new customer, new connection, place an order
 cancel: get rid of, terminat*, quit, unsubscrib*, notice period
-cancel my contract: cancel my subscription, end my contract, end my subscription, get rid of my contract, be your customer, leave you, enough of you, end the contract, stop being a customer, close my contract, get out of
+cancel my contract: give notice, give you notice, hand in my notice, end my agreement, leave northwind, stop my contract, cancel my subscription, end my contract, end my subscription, get rid of my contract, be your customer, leave you, enough of you, end the contract, stop being a customer, close my contract, get out of
 card: mastercard, visa
 change: switch*, downgrad*, swap*
 children: kid, kids, toddler*, teenager*
-complaint: unhappy, dissatisf*, not satisfied, disappointed, angry, terrible, awful, annoyed, not happy, rude, rudely, unacceptable, fed up, impolite, unfriendly, kept me waiting, keep me waiting, unprofessional, outrageous, badly treated, a disgrace, disgraceful, complain, complaining
+complaint: furious, shouted at, yelled at, insulted, ignored me, outraged, upset with, badly treated by, unhappy, dissatisf*, not satisfied, disappointed, angry, terrible, awful, annoyed, not happy, rude, rudely, unacceptable, fed up, impolite, unfriendly, kept me waiting, keep me waiting, unprofessional, outrageous, badly treated, a disgrace, disgraceful, complain, complaining
 connected: hooked up, get your line, reach my, reach our, available at, available in, available where, deliver to
 contract term: commit*, locked in, locked into, tied to, tied down, bound, minimum, shortest time, obligation, bind myself, tied
-cost: fee, fees, rate, rates, pric*, set me back
+cost: the damage, out of pocket, fee, fees, rate, rates, pric*, set me back
 cover: reach me, reach us, reach you
 crash: crashes, crashing, closes by itself, keeps closing, shuts down, quits
-data: personal information, my details, information about me, personal details
+data: information do you, information you have, store about, keep about, know about me, personal information, my details, information about me, personal details
 direct debit: straight from my, from my bank, from my account, standing order, withdraw
 discount: deal, deals, promotion*, reduction*, rebate*, cheaper, pay less, something off, money off, special offer*, special price*, loyalty
 does not work: stopped working, gave up, is broken, is defect*, is faulty, is busted, is kaput, is dead, went dead, has died, is out of order, does nothing, won't start, will not start, won't turn on
@@ -35,7 +35,7 @@ hiring jobs: job, vacanc*, open position*, job opening*, career*, recruit*, work
 holiday: christmas, easter, new year
 installed: set up at, come to install, put in
 internet connection: get online, go online, broadband
-larger companies with several locations: corporation*, enterprise*, big company, large company, employees, headquarters, branches, big firm, large firm, hundreds of, subsidiaries
+larger companies with several locations: hundred staff, thousand staff, hundred people, thousand people, thousand employees, hundred employees, several offices, many offices, corporation*, enterprise*, big company, large company, employees, headquarters, branches, big firm, large firm, hundreds of, subsidiaries
 opening hours: until what time, till what time, how late, when do you shut, what time do you shut, when do you close
 late payment days to pay: by when, overdue, forgot to pay, forgotten to pay, too late, behind with, how long may i take to pay, how long do i have to pay, how long can i take to pay, time to pay, deadline, short of money, reminder*
 light: lamp*, led, leds
@@ -43,8 +43,8 @@ locked: blocked, lock me out, locked out, shut out, locked up
 login: log in, logging in, log on, sign in, signing in
 moving house: relocat*, new flat, new apartment, new house, new home, move house, changing my address, move out, move away, moving away, new place, move to another, i am moving, we are moving
 my name: who am i, who i am, i am called, i'm called, am i called
-no connection: offline
-known outage: disruption*, blackout*, downtime, other people, anyone else, anybody else, everybody else, my neighbours, my neighbors, the whole street, the whole town
+no internet connection: nothing loads, nothing opens, nothing on the internet, without internet, internet is gone, internet is dead, internet is down, internet has gone, cut off, offline, internet stopped working
+known outage: breakdown, break down, major failure, general failure, network is down, disruption*, blackout*, downtime, other people, anyone else, anybody else, everybody else, my neighbours, my neighbors, the whole street, the whole town
 parental controls: limit what, restrict what, control what, block websites, block sites, youth protection, not meant for children
 parking: leave my car, leave the car, car park, van, lorry, put my car, park my car, park the car
 password: passcode*, pin
