@@ -62,20 +62,21 @@ _REPEAT = re.compile(
 )
 _PRICE = vocabulary("price prices priced cost costs costing expensive cheap dollars charge charged charges pricey")
 _HOW_MUCH = re.compile(
-    r"\bhow much(?: more| money| extra)?(?= (?:is|are|was|do|does|did|will|would|for|per|a|the|it|that|to|must|should|can|"
-    r"am|i|if)\b|\W*$)(?! (?:\w+ ){1,3}(?:save|need))|"
+    r"\bhow much(?: more| money| extra)?(?= (?:is|are|was|do|does|did|will|would|for|per|a|the|it|that|to|must|"
+    r"should|can|am|i|if)\b|\W*$)(?! (?:\w+ ){1,3}(?:save|need))|"
     r"\bhow (?:many|high)\b.*\b(?:dollars|price|cost|charge)\b|"
     r"\bwhat (?:would|do|will|must|should|did|does|am|are) (?:i|we|you|they|one|it|that|this) "
-    r"(?:(?:have|need|be|get|to|actually|really|usually) )*(?:pay|paying|ask|asking|charge|charging|owe|spend|come to)\b|"
+    r"(?:(?:have|need|be|get|to|actually|really|usually) )*"
+    r"(?:pay|paying|ask|asking|charge|charging|owe|spend|come to)\b|"
     r"\bwhat (?:would|do) you (?:want|take|ask) for\b|"
     r"\bwhat (?:will|would|is|does) .{1,40} (?:a|per|each|every) month\b|"
     r"\bwhat (?:will|would) (?:the|a|your|that|this) .{1,30} be\b|\bhow cheap\b"
 )
 #: What asks for somebody who is not a machine, or is somebody else.
 _SOMEBODY = re.compile(
-    r"\b(?:(?:some|any)(?:body|one) (?:real|else|human|alive)|human(?: being)?s?|(?:real|actual|living|live) (?:person|people|"
-    r"man|woman|agent|colleague|employee)|(?:to|with|get|have|me|want|need) (?:another|a different|an other) (?:person|man|"
-    r"woman|agent|colleague|employee)|operator|representative|(?:one|some|any) of your colleagues|"
+    r"\b(?:(?:some|any)(?:body|one) (?:real|else|human|alive)|human(?: being)?s?|(?:real|actual|living|live) "
+    r"(?:person|people|man|woman|agent|colleague|employee)|(?:to|with|get|have|me|want|need) (?:another|a different) "
+    r"(?:person|man|woman|agent|colleague|employee)|operator|representative|(?:one|some|any) of your colleagues|"
     r"(?:not|no|than|stupid|you are|to) (?:a |another )?(?:machine|robot|computer|bot)|"
     r"(?:talk|speak|speaking|talking) (?:to|with) (?:a |some |the )?(?:person|people|colleague|somebody|someone)\b"
     r"(?=\W*$|\W+(?:please|instead)\b))\b"
@@ -85,15 +86,15 @@ _ARE_YOU = re.compile(
     r"(?:human(?: being)?|person|robot|machine|computer|bot|ai|artificial|real|recording|automat\w+)\b[^.?!]{0,20}\?"
 )
 _AGAIN = re.compile(
-    r"\b(?:again|once more|one more time|repeat|remind|was|read|spell|write (?:it|that|this) down|forgot|forgotten|lost|"
-    r"what is|what s|whats|tell me)\b"
+    r"\b(?:again|once more|one more time|repeat|remind|was|read|spell|write (?:it|that|this) down|forgot|"
+    r"forgotten|lost|what is|what s|whats|tell me)\b"
 )
 _ANOTHER = vocabulary("another new second further different additional")
 #: What only somebody with the means can do; to be told something is not among them.
 _DOING = (
-    r"(?:cancel|terminate|end|stop|book|reserve|arrange|send|mail|post|email|refund|pay|transfer the|reset|change|upgrade|"
-    r"downgrade|switch|move|order|sign me|delete|remove|correct|take|deduct|reduce|credit|unlock|make me|create|set|enter|"
-    r"add|register|repair|fix)"
+    r"(?:cancel|terminate|end|stop|book|reserve|arrange|send|mail|post|email|refund|pay|transfer the|reset|change|"
+    r"upgrade|downgrade|switch|move|order|sign me|delete|remove|correct|take|deduct|reduce|credit|unlock|make me|"
+    r"create|set|enter|add|register)"
 )
 _TO_BE_DONE = re.compile(
     r"(?:^|[.!?,;]\s+)(?:(?:and|so|then|well|ok|okay|now|please|just|right|simply|kindly|yes|no)\W+)*"
@@ -101,8 +102,8 @@ _TO_BE_DONE = re.compile(
     rf"{_DOING}\b(?! (?:does|is|are|was|it is)\b)"
 )
 _DONE = re.compile(
-    r"\b(?:(?:have|did) you|(?:has|is|was) (?:it|that|this|my|the|everything))\b[^.?!]*\b(?:cancell?ed|terminated|booked|"
-    r"reserved|sent|mailed|refunded|reset|changed|upgraded|ordered|deleted|corrected|deducted|credited|done|entered)\b"
+    r"\b(?:(?:have|did) you|(?:has|is|was) (?:it|that|this|my|the|everything))\b[^.?!]*\b(?:cancell?ed|terminated|"
+    r"booked|reserved|sent|mailed|refunded|reset|changed|upgraded|ordered|deleted|corrected|deducted|credited|done|entered)\b"
 )
 
 _REFUSING = (

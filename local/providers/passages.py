@@ -117,6 +117,7 @@ class Index:
         texts = [" ".join((section.heading, *section.sentences)) for section in self._sections]
         self._headings = [stems(section.heading) for section in self._sections]
         self._texts = [stems(text) for text in texts]
+        self._plain = stems(plainly(" ".join(texts)))
         self._known = sorted(content(" ".join(texts)))
         spread = Counter(word for known in self._texts for word in known)
         self._rarity = {word: log(1 + len(self._sections) / count) for word, count in spread.items()}
@@ -133,7 +134,7 @@ class Index:
 
     def knows(self, word: str) -> bool:
         """Whether the stem occurs anywhere in the sections."""
-        return word in self._rarity
+        return word in self._rarity or word in self._plain
 
     def search(self, question: str, *, mends: bool = True) -> list[Match]:
         """Every section with its score, best first; `mends` the question's spelling when nothing fits."""
@@ -204,7 +205,7 @@ def split_sentences(text: str) -> tuple[str, ...]:
 
 
 def asking_sentence(text: str) -> str:
-    """The sentence that asks, of several: the last question, or what was said last; the text when that says too little."""
+    """Of several sentences the last question, or what was said last; the text when that says too little."""
     sentences = split_sentences(text)
     questions = [sentence for sentence in sentences if sentence.endswith("?")]
     asking = (questions or sentences or (text,))[-1]

@@ -32,6 +32,7 @@ from local.providers.passages import (
     ALIKE,
     FITS,
     MAX_ANSWER_WORDS,
+    SHORTEST_ASKING,
     Embed,
     Index,
     Match,
@@ -67,7 +68,7 @@ MEANT_CLEARLY, SHARED_WEIGHT = 0.65, 0.3
 #: names the other topic may be a little less close.
 LEAST_CLOSE, ELSEWHERE_LEAD, NAMED_LEAD = 0.25, 0.02, -0.05
 #: What comes so near to the best answer is said along with it.
-NEAR = 0.05
+NEAR = 0.08
 #: What a price is worth to the colleague who is there for prices.
 PRICE_BONUS = 0.08
 #: Topics of a colleague that are told.
@@ -253,7 +254,8 @@ class Responder:
         if not talk.question_before or len(content(question)) > ELLIPTIC_WORDS:
             return matches
         leaves = matches[0].section.desk in talk.colleagues
-        if matches[0].score >= (CLEARLY_FITS if leaves and words(question) & _LEANING else FITS):
+        leans = bool(words(question) & _LEANING) and (leaves or len(content(question)) < SHORTEST_ASKING)
+        if matches[0].score >= (CLEARLY_FITS if leans else FITS):
             return matches
         together = self._search_all(f"{talk.question_before} {question}", talk.colleagues)
         return together if together[0].score >= FITS else matches
@@ -408,7 +410,7 @@ def _report_one(result: str) -> str:
 def _fact(talk: Conversation) -> str:
     """A fact about the caller, when that is what they ask for."""
     question = plainly(talk.question)
-    asked = words(question)
+    asked = words(question) | words(talk.question)
     if not asked & {"my", "i", "me"} or not asked & vocabulary("what which who know tell remember have do am whats"):
         return ""
     rest = content(question) - SMALL_TALK - vocabulary("remember currently current number")
