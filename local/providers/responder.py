@@ -188,6 +188,8 @@ class Responder:
         own_score = own.score if own else 0.0
         if self._is_elsewhere(talk, question, max(own_score, matches[0].score)):
             return Answer(NOT_MINE)
+        if told := self._told_before(talk, max(FITS, own_score)):
+            return Answer(told)
         other = self._other(talk, matches, question)
         if other and not talk.transferred and other.score >= max(FITS, own_score + STAY_BONUS):
             return Answer("", (ToolCall(TRANSFER, {talk.transfer_argument: other.section.desk}),))
@@ -199,6 +201,16 @@ class Responder:
         if talk.transferred and asks_price(question):
             return Answer(NOT_MINE)
         return _welcome(desk) if talk.transferred else Answer(ASK_AGAIN)
+
+    def _told_before(self, talk: Conversation, score: float) -> str:
+        """What a tool made for the caller, where that is clearly closer to the question than the score; else empty."""
+        for tool in talk.tools if not talk.transferred else ():
+            summary = _report([talk.result_before(tool["name"])])
+            if summary and not _has_choices(tool):
+                closeness = self._embed(split_sentences(summary)) @ self._embed([plainly(talk.question)])[0]
+                if float(closeness.max()) >= score + STAY_BONUS:
+                    return summary
+        return ""
 
     def _best(self, talk: Conversation) -> float:
         """The score of the best match of the question by itself, whosever it is."""
@@ -382,6 +394,10 @@ def _speak(section: Section, talk: Conversation, question: str) -> str:
     text = section.speak()
     is_offered = any(tokens(tool["name"])[-1] in words(text) for tool in talk.tools)
     return f"{NOT_ABLE} {text}" if wants_it_done(question) and not is_offered else text
+
+
+def _has_choices(tool: JSON) -> bool:
+    return any("enum" in schema for schema in tool.get("parameters", {}).get("properties", {}).values())
 
 
 def _tells_prices(tool: JSON) -> bool:

@@ -18,6 +18,7 @@ cancel my contract: give notice, give you notice, hand in my notice, end my agre
   contract, cancel my subscription, end my contract, end my subscription, get rid of my contract, be your customer,
   leave you, enough of you, end the contract, stop being a customer, close my contract, get out of
 card: mastercard, visa
+call you back: ring me, phone me, call me back, get back to me
 change: switch*, downgrad*, swap*
 children: kid, kids, toddler*, teenager*
 complaint: furious, shouted at, yelled at, insulted, ignored me, outraged, upset with, badly treated by, unhappy,
@@ -38,6 +39,8 @@ discount: deal, deals, promotion*, reduction*, rebate*, cheaper, pay less, somet
 does not work: stopped working, gave up, is broken, is defect*, is faulty, is busted, is kaput, is dead, went dead,
   has died, is out of order, does nothing, won't start, will not start, won't turn on
 email: e-mail*, mails, inbox
+error code: error message, error number, says error, shows error, getting error, get error
+faster plan: faster internet, more speed, higher speed, more bandwidth
 fixed: static
 free: free of charge, at no charge, without charge, at no cost, for nothing
 freezes: frozen, stuck, stutter*, pixelated, jerky
@@ -52,8 +55,9 @@ larger companies with several locations: hundred staff, thousand staff, hundred 
   employees, hundred employees, several offices, many offices, corporation*, enterprise*, big company, large company,
   employees, headquarters, branches, big firm, large firm, hundreds of, subsidiaries
 opening hours: until what time, till what time, how late, when do you shut, what time do you shut, when do you close
-late payment days to pay: by when, overdue, forgot to pay, forgotten to pay, too late, behind with, how long may i
-  take to pay, how long do i have to pay, how long can i take to pay, time to pay, deadline, short of money, reminder*
+late payment days to pay: bill due, payment due, is due, by when, overdue, forgot to pay, forgotten to pay, too late,
+  behind with, how long may i take to pay, how long do i have to pay, how long can i take to pay, time to pay,
+  deadline, short of money, reminder*
 light: lamp*, led, leds
 locked: blocked, lock me out, locked out, shut out, locked up
 login: log in, logging in, log on, sign in, signing in
@@ -69,7 +73,8 @@ known outage: breakdown, break down, major failure, general failure, network is 
   the whole town
 parental controls: limit what, restrict what, control what, block websites, block sites, youth protection, not meant
   for children
-parking: leave my car, leave the car, car park, van, lorry, put my car, park my car, park the car
+parking: truck, place to park, somewhere to park, leave my car, leave the car, car park, van, lorry, put my car, park
+  my car, park the car
 password: passcode*, pin
 pay: shell out, fork out, cough up, settle
 pay by: payment method*, payment option*, ways to pay
@@ -86,7 +91,8 @@ slow: sluggish, buffer*, crawl*, lag, laggy, lagging, take forever, takes foreve
 smallest: cheapest, least expensive, lowest priced, tiniest, littlest
 street: road
 students: university, college, i study, studying, apprentice*, pupil*
-support ticket: escalate, escalated, report this, log this, support case, trouble ticket, raise an issue
+support ticket: ticket with support, escalate, escalated, report this, log this, support case, trouble ticket, raise
+  an issue
 technician: engineer*, repairman, repair man, send somebody, send someone, somebody come, someone come, somebody
   round, someone round, somebody over, someone over, come round, come over, house call
 telephone: landline*, phone line, fixed line, receiver, handset
