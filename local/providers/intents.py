@@ -35,7 +35,10 @@ VAIN_WORDS = vocabulary(
     not no nothing luck change changed difference better fixed solved improvement yet unfortunately again cant wont but
     however steps done step everything use happened happens did made make makes problem issue it keeps"""
 )
-_PER_MONTH = vocabulary("month monthly months per year yearly currently exactly pay look")
+_PER_MONTH = vocabulary(
+    """month monthly months per year yearly currently exactly pay paying look come want ask asking spend owe total
+    altogether roughly each every actually money take"""
+)
 _NOT = r"(?:(?:did|does|has|have|is|was|wo) ?n.?t|(?:did|does|has|is|was|will) not|not|never)"
 _IN_VAIN = re.compile(
     r"\b(?:"

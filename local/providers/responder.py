@@ -327,7 +327,10 @@ class Responder:
             return own
         if not rest:
             return self._talked_about(choices, talk) or list(choices)
-        return self._described(choices, talk)
+        if chosen := self._described(choices, talk):
+            return chosen
+        leans = len(rest) < SHORTEST_ASKING and words(talk.question) & _LEANING
+        return self._talked_about(choices, talk) if leans else []
 
     def _described(self, choices: Sequence[str], talk: Conversation) -> list[str]:
         """The choice about which the closest clause of the own sections is; none when it is about something else."""
