@@ -418,6 +418,20 @@ def test_a_colleague_without_a_file_is_found_by_their_description(responder: Res
     )
 
 
+def test_a_desk_without_a_file_uses_its_tools_for_what_is_its_business(fluent: Responder) -> None:
+    dish = {"type": "object", "properties": {"dish": {"type": "string", "enum": ["pizza", "soup"]}}}
+    table = {"type": "object", "properties": {"wish": {"type": "string"}}}
+    tools = [ToolSchema("look_up_price", "What a dish costs.", dish), ToolSchema("book_table", "Book a table.", table)]
+
+    def answer(words: str) -> Answer:
+        messages = [{"role": "system", "content": "You are the agent waiter."}, {"role": "user", "content": words}]
+        return fluent.answer(messages, [*map(wire_tool, tools)])
+
+    assert only_call(answer("How much is the pizza?")) == ("look_up_price", {"dish": "pizza"})
+    assert not answer("What does a bottle of wine cost?").tool_calls
+    assert only_call(answer("Please book a table for dinner."))[0] == "book_table"
+
+
 class RespondingLLM:
     """The responder as an `LLMPort`, without the server between."""
 

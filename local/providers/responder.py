@@ -242,7 +242,11 @@ class Responder:
 
     def _is_elsewhere(self, talk: Conversation, question: str, score: float) -> bool:
         """Whether a question with words that nobody here uses is closer to another topic than the best match."""
+        if not talk.desk(self._desks):
+            # What the business of a desk without a file is, nobody can tell.
+            return False
         told = stems(" ".join(f"{title} {text}" for title, text in talk.passages))
+        told |= stems(" ".join(f"{tool['name']} {tool.get('description', '')}" for tool in talk.tools))
         asked = stems(asking_sentence(plainly(question))) - told
         strange = " ".join(word for word in asked if not self._index.knows(word))
         lead = NAMED_LEAD if self._elsewhere.names(strange) else ELSEWHERE_LEAD
@@ -360,6 +364,8 @@ class Clauses:
                 named = _mentioned(choices, clause) or headed
                 clauses.append(clause)
                 self._owners.append(named[0] if len(named) == 1 else "")
+        # Where nothing is told about the choices, their names are all there is to go by.
+        clauses, self._owners = (clauses, self._owners) if clauses else (list(choices), list(choices))
         self._stems = [stems(plainly(clause)) for clause in clauses]
         self._vectors: NDArray[np.float32] = embed(clauses)
 
