@@ -20,9 +20,9 @@ from graphs.router import SpeculativeRouter, StickyRouter
 from graphs.specialists import ROSTER
 from graphs.supervisor import build_supervisor
 from graphs.tickets import SQLiteTickets
-from local.providers.intents import GOODBYE, HELLO, TAKE_YOUR_TIME
+from local.providers.intents import AUTOMATED, GOODBYE, HELLO, TAKE_YOUR_TIME
 from local.providers.passages import MAX_ANSWER_WORDS, read_sections
-from local.providers.responder import ASK_AGAIN, Answer, Responder
+from local.providers.responder import ASK_AGAIN, NOT_ABLE, NOT_MINE, NOT_TOLD, Answer, Responder
 from tests.scripted_llm import spoken, take
 
 ROUTING = [
@@ -199,6 +199,95 @@ def test_a_price_question_leans_on_what_was_said_before(responder: Responder, ro
     assert only_call(answer) == ("look_up_price", {"product": "basic plan"})
 
 
+@pytest.mark.parametrize(
+    ("sentence", "product"),
+    [
+        ("What would I have to pay each month for your smallest plan?", "basic plan"),
+        ("My wife edits films. What is the price of the plan for working at home?", "premium plan"),
+        ("Two of us have an office. What does the plan for small offices cost?", "business plan"),
+        ("How much do you want for the thing that carries wireless into far rooms?", "mesh booster"),
+    ],
+)
+def test_a_price_is_looked_up_for_a_product_that_is_only_described(
+    fluent: Responder, roster: Roster, sentence: str, product: str
+) -> None:
+    assert only_call(ask(fluent, roster, "front_desk", sentence)) == ("transfer_to", {"specialist": "sales"})
+    assert only_call(ask(fluent, roster, "sales", sentence)) == ("look_up_price", {"product": product})
+
+
+@pytest.mark.parametrize("desk", ["front_desk", "sales", "tech_support"])
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Can you recommend a good Italian restaurant?",
+        "What do you charge for a haircut?",
+        "Who won the football match last night?",
+        "When does the next bus to the airport leave?",
+    ],
+)
+def test_what_is_nobodys_business_here_is_said_to_be_unknown(
+    fluent: Responder, roster: Roster, desk: str, sentence: str
+) -> None:
+    assert ask(fluent, roster, desk, sentence) == Answer(NOT_MINE)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "words"),
+    [
+        ("I am home at six on most days. Where can I leave the car when I come?", "Mill Lane"),
+        ("I have been very busy. Is there a penalty for paying my bill too late?", "late fee"),
+        ("What do you do with my personal details?", "never sell"),
+    ],
+)
+def test_what_is_told_before_the_question_does_not_hide_it(
+    fluent: Responder, roster: Roster, sentence: str, words: str
+) -> None:
+    assert words in ask(fluent, roster, "front_desk", sentence).text
+
+
+def test_who_wants_a_human_is_told_the_colleagues(fluent: Responder, roster: Roster) -> None:
+    wish = "I would rather speak with a human being."
+    assert "sales" in ask(fluent, roster, "front_desk", wish).text
+    offered = ask(fluent, roster, "tech_support", wish).text
+    assert "front desk" in offered and "sales for plans, prices" in offered
+    assert only_call(ask(fluent, roster, "tech_support", wish, offered, "Sales, please.")) == (
+        "transfer_to",
+        {"specialist": "sales"},
+    )
+    assert ask(fluent, roster, "front_desk", "Are you a robot?") == Answer(AUTOMATED)
+
+
+def test_what_no_tool_can_do_is_explained_and_not_claimed(fluent: Responder, roster: Roster) -> None:
+    answer = ask(fluent, roster, "front_desk", "Cancel my contract, please.")
+    assert answer.text.startswith(NOT_ABLE) and "end of the month" in answer.text
+    assert NOT_ABLE not in ask(fluent, roster, "front_desk", "How do I cancel my contract?").text
+
+
+def test_the_number_of_a_ticket_is_told_again_without_another_ticket(fluent: Responder, roster: Roster) -> None:
+    summary = "Your ticket is open. Its number is T 4 8 1 5."
+    earlier = called("open_ticket", {"ticket_id": "T4815", "summary": summary})
+    answer = ask_after(fluent, roster, earlier, "Could you read me my ticket number once more?")
+    assert answer == Answer(summary)
+    another = ask_after(fluent, roster, earlier, "The television is broken, too. Open another ticket for that.")
+    assert [call.name for call in another.tool_calls] == ["open_ticket"]
+
+
+def ask_after(model: Responder, roster: Roster, earlier: Sequence[Message], question: str) -> Answer:
+    """What technical support's model does with a question after an exchange with these messages of a tool's call."""
+    desk = roster["tech_support"]
+    messages = [
+        Message(id="s", role="system", content=system_prompt(desk, {})),
+        Message(id="u1", role="user", content="My router keeps restarting, please open a ticket."),
+        *earlier,
+        Message(id="u2", role="user", content=question),
+    ]
+    return model.answer([*map(wire_message, messages)], [wire_tool(tool.schema) for tool in desk.tools])
+
+
+def test_a_name_that_nobody_told_is_not_made_up(fluent: Responder, roster: Roster) -> None:
+    assert ask(fluent, roster, "front_desk", "What is my name?") == Answer(NOT_TOLD)
+
+
 def test_an_unclear_price_question_is_asked_back(responder: Responder, roster: Roster) -> None:
     answer = ask(responder, roster, "sales", "what does it cost")
     assert answer.text.startswith("Which one") and "premium plan" in answer.text
@@ -327,6 +416,20 @@ def test_a_colleague_without_a_file_is_found_by_their_description(responder: Res
         "transfer_to",
         {"specialist": "gardening"},
     )
+
+
+def test_a_desk_without_a_file_uses_its_tools_for_what_is_its_business(fluent: Responder) -> None:
+    dish = {"type": "object", "properties": {"dish": {"type": "string", "enum": ["pizza", "soup"]}}}
+    table = {"type": "object", "properties": {"wish": {"type": "string"}}}
+    tools = [ToolSchema("look_up_price", "What a dish costs.", dish), ToolSchema("book_table", "Book a table.", table)]
+
+    def answer(words: str) -> Answer:
+        messages = [{"role": "system", "content": "You are the agent waiter."}, {"role": "user", "content": words}]
+        return fluent.answer(messages, [*map(wire_tool, tools)])
+
+    assert only_call(answer("How much is the pizza?")) == ("look_up_price", {"dish": "pizza"})
+    assert not answer("What does a bottle of wine cost?").tool_calls
+    assert only_call(answer("Please book a table for dinner."))[0] == "book_table"
 
 
 class RespondingLLM:

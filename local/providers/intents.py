@@ -11,6 +11,7 @@ YOU_ARE_WELCOME = "You are welcome. Is there anything else I can do for you?"
 HELLO = "Hello! How can I help you?"
 GLADLY = "Of course. What can I help you with?"
 ANYTHING_ELSE = "All right. Is there anything else I can do for you?"
+AUTOMATED = "I am an automated assistant, not a human being. I can put you through to a colleague if you like."
 GLAD_TO_HEAR = "I am glad to hear that. Is there anything else I can do for you?"
 
 KINDS = {
@@ -34,7 +35,10 @@ VAIN_WORDS = vocabulary(
     not no nothing luck change changed difference better fixed solved improvement yet unfortunately again cant wont but
     however steps done step everything use happened happens did made make makes problem issue it keeps"""
 )
-_PER_MONTH = vocabulary("month monthly months per year yearly currently exactly pay look")
+_PER_MONTH = vocabulary(
+    """month monthly months per year yearly currently exactly pay paying look come want ask asking spend owe total
+    altogether roughly each every actually money take"""
+)
 _NOT = r"(?:(?:did|does|has|have|is|was|wo) ?n.?t|(?:did|does|has|is|was|will) not|not|never)"
 _IN_VAIN = re.compile(
     r"\b(?:"
@@ -59,18 +63,57 @@ _REPEAT = re.compile(
     r"(did ?n.t|did not|could ?n.t|could not) (quite |really )?(hear|catch|get|understand) (you|that|it|what)|"
     r"what did you (just )?say|go on|continue|carry on|you were saying)\b"
 )
-_PRICE = vocabulary(
-    "price prices priced cost costs costing expensive cheap cheapest dollars charge charged charges pricey"
-)
+_PRICE = vocabulary("price prices priced cost costs costing expensive cheap dollars charge charged charges pricey")
 _HOW_MUCH = re.compile(
-    r"\bhow much(?! (?:speed|data|time|space|faster|longer|notice|bandwidth|channels))(?= |\W*$)|"
-    r"\bwhat (?:would|do|will|must) (?:i|we) (?:have to )?pay\b"
+    r"\bhow much(?: more| money| extra)?(?= (?:is|are|was|do|does|did|will|would|for|per|a|the|it|that|to|must|"
+    r"should|can|am|i|if)\b|\W*$)(?! (?:\w+ ){1,3}(?:save|need))|"
+    r"\bhow (?:many|high)\b.*\b(?:dollars|price|cost|charge)\b|"
+    r"\bwhat (?:would|do|will|must|should|did|does|am|are) (?:i|we|you|they|one|it|that|this) "
+    r"(?:(?:have|need|be|get|to|actually|really|usually) )*"
+    r"(?:pay|paying|ask|asking|charge|charging|owe|spend|come to)\b|"
+    r"\bwhat (?:would|do) you (?:want|take|ask) for\b|"
+    r"\bwhat (?:will|would|is|does) .{1,40} (?:a|per|each|every) month\b|"
+    r"\bwhat (?:will|would) (?:the|a|your|that|this) .{1,30} be\b|\bhow cheap\b"
+)
+#: What asks for somebody who is not a machine, or is somebody else.
+_SOMEBODY = re.compile(
+    r"\b(?:(?:some|any)(?:body|one) (?:real|else|human|alive)|human(?: being)?s?|(?:real|actual|living|live) "
+    r"(?:person|people|man|woman|agent|colleague|employee)|(?:to|with|get|have|me|want|need) (?:another|a different) "
+    r"(?:person|man|woman|agent|colleague|employee)|operator|representative|(?:one|some|any) of your colleagues|"
+    r"(?:not|no|than|stupid|you are|to) (?:a |another )?(?:machine|robot|computer|bot)|"
+    r"(?:talk|speak|speaking|talking) (?:to|with) (?:a |some |the )?(?:person|people|colleague|somebody|someone)\b"
+    r"(?=\W*$|\W+(?:please|instead)\b))\b"
+)
+_ARE_YOU = re.compile(
+    r"\b(?:are you|am i (?:talking|speaking) (?:to|with)) (?:really )?(?:a |an |some )?(?:real |actual |live |living )?"
+    r"(?:human(?: being)?|person|robot|machine|computer|bot|ai|artificial|real|recording|automat\w+)\b[^.?!]{0,20}\?"
+)
+_AGAIN = re.compile(
+    r"\b(?:again|once more|one more time|repeat|remind|was|read|spell|write (?:it|that|this) down|forgot|"
+    r"forgotten|lost|what is|what s|whats|tell me)\b"
+)
+_ANOTHER = vocabulary("another new second further different additional")
+#: What only somebody with the means can do; to be told something is not among them.
+_DOING = (
+    r"(?:cancel|terminate|end|stop|book|reserve|arrange|send|mail|post|email|refund|pay|transfer the|reset|change|"
+    r"upgrade|downgrade|switch|move|order|sign me|delete|remove|correct|take|deduct|reduce|credit|unlock|make me|"
+    r"create|set|enter|add|register)"
+)
+_TO_BE_DONE = re.compile(
+    r"(?:^|[.!?,;]\s+)(?:(?:and|so|then|well|ok|okay|now|please|just|right|simply|kindly|yes|no)\W+)*"
+    r"(?:(?:can|could|would|will) you (?:(?:please|just|kindly|also|then|perhaps|maybe) )*|i want you to |you should )?"
+    rf"{_DOING}\b(?! (?:does|is|are|was|it is)\b)"
+)
+_DONE = re.compile(
+    r"\b(?:(?:have|did) you|(?:has|is|was) (?:it|that|this|my|the|everything))\b[^.?!]*\b(?:cancell?ed|terminated|"
+    r"booked|reserved|sent|mailed|refunded|reset|changed|upgraded|ordered|deleted|corrected|deducted|credited|done|entered)\b"
 )
 
 _REFUSING = (
     r"\b(?:no|not|n't|dont|without)\s+"
     r"(?:(?:want|need|open|create|file|make|like|to|you|me|a|an|the|any|another|have|please|that|yet|just)\s+)*"
 )
+_WITHDRAWING = r"\b(?:cancel|close|delete|withdraw|drop|forget)\s+(?:(?:my|the|that|this|a|about)\s+)*"
 _ASKING = (
     r"^\W*(?:(?:and|so|but|okay|ok|hello|hi)\W+)*"
     r"(?:(?:what|how)(?! about)|when|why|where|who|which|has|have|did|was|"
@@ -88,6 +131,8 @@ def small_talk(question: str, *, name: str = "") -> str:
     """The reply to words that ask for nothing; empty when they do ask for something. `name` is the caller's."""
     if is_solved(question):
         return GLAD_TO_HEAR
+    if _ARE_YOU.search(_lower(question)):
+        return AUTOMATED
     kinds = [_kinds(word) for word in tokens(question) if word not in FILLERS or word in SMALL_TALK]
     if not kinds or not all(kinds):
         return ""
@@ -144,6 +189,24 @@ def asks_price(question: str) -> bool:
     return bool(words(plain) & _PRICE or _HOW_MUCH.search(plain))
 
 
+def asks_for_somebody(question: str) -> bool:
+    """Whether the caller wants to speak with a human, or with somebody else, and does not say about what."""
+    return bool(_SOMEBODY.search(_lower(question)))
+
+
+def asks_again(thing: str, question: str) -> bool:
+    """Whether the caller wants to hear once more of the thing that was made for them, rather than have another made."""
+    heard = words(question)
+    is_named = thing in heard or bool(heard & {"number", "reference"})
+    return is_named and bool(_AGAIN.search(_lower(question))) and not heard & _ANOTHER
+
+
+def wants_it_done(question: str) -> bool:
+    """Whether the caller tells somebody to do a thing, or asks whether it has been done, rather than how it is done."""
+    text = _lower(question)
+    return bool(_TO_BE_DONE.search(text) or _DONE.search(text))
+
+
 def without_price(text: str) -> list[str]:
     """The telling words of the sentences that ask for a price, in order, without those that only ask."""
     asking = _PRICE | FILLERS | SMALL_TALK | _PER_MONTH
@@ -162,4 +225,5 @@ def agrees(question: str) -> bool:
 def asks_for(thing: str, question: str) -> bool:
     """Whether the caller, who names a thing, asks for it, rather than about it or to do without it."""
     text = plainly(question)
-    return not re.search(rf"{_REFUSING}{thing}", text) and not re.search(rf"{_ASKING}[^.!]*\b{thing}", text)
+    against = (rf"{_REFUSING}{thing}", rf"{_WITHDRAWING}{thing}", rf"{_ASKING}[^.!]*\b{thing}")
+    return not any(re.search(expression, text) for expression in against)

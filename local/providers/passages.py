@@ -14,17 +14,21 @@ from local.providers.synonyms import plainly
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 
-#: A section answers a question from this score on: a weighted cosine, plus a bonus for shared rare words.
-FITS = 0.37
-#: How much of the cosine is the closest sentence's, and how much the closest's of sentences and heading.
-SENTENCE_WEIGHT, CLOSEST_WEIGHT = 0.25, 0.75
-KEYWORD_WEIGHT = 0.17
-MAX_ANSWER_SENTENCES = 4
+#: A section answers a question from this score on: weighted cosines, plus a bonus for shared rare words.
+FITS = 0.31
+#: How much of the cosine is the heading's, the whole section's and the closest sentence's.
+HEADING_WEIGHT, WHOLE_WEIGHT, SENTENCE_WEIGHT = 0.2, 0.4, 0.4
+KEYWORD_WEIGHT = 0.1
+#: Of what is asked after something was told first, how much the asking sentence counts by itself.
+ASKING_WEIGHT = 0.4
+MAX_ANSWER_SENTENCES = 5
 MAX_ANSWER_WORDS = 40
 #: Two words of a speech recogniser count as the same from this likeness on.
 ALIKE = 0.8
 #: Texts whose vectors are kept.
 MOST_REMEMBERED = 2000
+#: Telling words of a sentence that can be understood by itself.
+SHORTEST_ASKING = 2
 #: Shorter words are too easily alike.
 SHORTEST_FUZZY = 4
 
@@ -89,6 +93,12 @@ class Section:
             said.append(sentence)
         return " ".join(said)
 
+    def along_with(self, more: Sequence[str]) -> "Section | None":
+        """The section with more sentences after its own; None when they would not all be spoken."""
+        longer = (*self.sentences, *(sentence for sentence in more if sentence not in self.sentences))
+        fits = len(longer) <= MAX_ANSWER_SENTENCES and len(" ".join(longer).split()) <= MAX_ANSWER_WORDS
+        return Section(self.desk, self.heading, longer) if fits else None
+
 
 @dataclass(frozen=True, slots=True)
 class Match:
@@ -107,6 +117,7 @@ class Index:
         texts = [" ".join((section.heading, *section.sentences)) for section in self._sections]
         self._headings = [stems(section.heading) for section in self._sections]
         self._texts = [stems(text) for text in texts]
+        self._plain = stems(plainly(" ".join(texts)))
         self._known = sorted(content(" ".join(texts)))
         spread = Counter(word for known in self._texts for word in known)
         self._rarity = {word: log(1 + len(self._sections) / count) for word, count in spread.items()}
@@ -114,12 +125,21 @@ class Index:
         pairs = [(i, sentence) for i, s in enumerate(self._sections) for sentence in s.sentences or (s.heading,)]
         self._owners = np.array([i for i, _ in pairs], dtype=np.intp)
         self._heading_vectors = embed([section.heading for section in self._sections])
+        self._whole_vectors = embed(texts)
         self._sentence_vectors = embed([sentence for _, sentence in pairs])
 
-    def search(self, question: str) -> list[Match]:
-        """Every section with its score, best first; mends the question's spelling when nothing fits."""
+    @property
+    def sections(self) -> Sequence[Section]:
+        return self._sections
+
+    def knows(self, word: str) -> bool:
+        """Whether the stem occurs anywhere in the sections."""
+        return word in self._rarity or word in self._plain
+
+    def search(self, question: str, *, mends: bool = True) -> list[Match]:
+        """Every section with its score, best first; `mends` the question's spelling when nothing fits."""
         matches = self._rank(question)
-        if matches[0].score < FITS and (mended := self._mend(question)) != question:
+        if mends and matches[0].score < FITS and (mended := self._mend(question)) != question:
             return self._rank(mended)
         return matches
 
@@ -129,15 +149,21 @@ class Index:
         return sorted(matches, key=lambda match: -match.score)
 
     def _scores(self, question: str) -> NDArray[np.float32]:
-        vector = self._embed([question])[0]
-        asked = stems(question)
+        asking = asking_sentence(question)
+        if asking == question:
+            return self._score(question)
+        return (1 - ASKING_WEIGHT) * self._score(question) + ASKING_WEIGHT * self._score(asking)
+
+    def _score(self, text: str) -> NDArray[np.float32]:
+        vector = self._embed([text])[0]
+        asked = stems(text)
         shared = [
-            (self._shared(asked, heading) + self._shared(asked, text)) / 2
-            for heading, text in zip(self._headings, self._texts, strict=True)
+            (self._shared(asked, heading) + self._shared(asked, known)) / 2
+            for heading, known in zip(self._headings, self._texts, strict=True)
         ]
-        headings = self._heading_vectors @ vector
         sentences = self._best_of_each(self._sentence_vectors @ vector)
-        meaning = SENTENCE_WEIGHT * sentences + CLOSEST_WEIGHT * np.maximum(headings, sentences)
+        meaning = SENTENCE_WEIGHT * sentences + WHOLE_WEIGHT * (self._whole_vectors @ vector)
+        meaning += HEADING_WEIGHT * (self._heading_vectors @ vector)
         return np.asarray(meaning + KEYWORD_WEIGHT * np.array(shared, np.float32), np.float32)
 
     def _best_of_each(self, closeness: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -176,6 +202,14 @@ def remembering(embed: Embed) -> Embed:
 
 def split_sentences(text: str) -> tuple[str, ...]:
     return tuple(filter(None, re.split(r"(?<=[.?!])\s+", " ".join(text.split()))))
+
+
+def asking_sentence(text: str) -> str:
+    """Of several sentences the last question, or what was said last; the text when that says too little."""
+    sentences = split_sentences(text)
+    questions = [sentence for sentence in sentences if sentence.endswith("?")]
+    asking = (questions or sentences or (text,))[-1]
+    return asking if len(content(asking)) >= SHORTEST_ASKING else text
 
 
 def read_sections(desk: str, page: str) -> Iterable[Section]:
