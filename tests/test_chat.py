@@ -316,6 +316,7 @@ def test_a_chat_in_the_terminal_shows_answers_and_goes_on_with_a_call(fleet: Cha
     assert "There is no session with this id" in console.export_text()
 
 
+@pytest.mark.slow
 def test_a_conversation_that_grows_is_condensed_and_goes_on(fleet: ChatFleet) -> None:
     session_id = session_of(fleet.say(PRICE))
     for _ in range(17):

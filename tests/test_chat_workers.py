@@ -52,6 +52,7 @@ def test_a_text_that_nobody_takes_is_given_up_and_never_answered(fleet: ChatFlee
     assert fleet.words(session_id)[0] == ("user", HOURS)
 
 
+@pytest.mark.slow
 def test_the_conversation_outlives_a_worker_that_finishes_its_answer_first(fleet: ChatFleet) -> None:
     with fleet.worker() as first:
         writing = Writing(fleet, PRICE)
@@ -109,6 +110,7 @@ def test_a_text_whose_process_was_killed_is_answered_when_it_is_sent_again(
     assert fleet.words(session_id) == [("user", PRICE), ("assistant", text_of(events))]
 
 
+@pytest.mark.slow
 def test_a_worker_that_hung_is_refused_when_it_wakes(fleet: ChatFleet, worker: ChatWorker) -> None:
     fleet.model.gate.clear()
     writing = Writing(fleet, PRICE)
