@@ -7,9 +7,11 @@ import argparse
 import asyncio
 import json
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 
 from graphs.router import STAY
 from local.ports import HOST
@@ -50,12 +52,17 @@ class _Model:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         await asyncio.sleep(due - time.perf_counter())
+        with suppress(ClientConnectionResetError):
+            # A router's verdict that comes too late is not waited for.
+            await self._stream(response, words)
+        return response
+
+    async def _stream(self, response: web.StreamResponse, words: Sequence[str]) -> None:
         for token in words:
             await self._send(response, {"choices": [{"index": 0, "delta": {"content": token}}]})
             await asyncio.sleep(_TOKEN_INTERVAL)
         await self._send(response, {"choices": [], "usage": _USAGE})
         await response.write(b"data: [DONE]\n\n")
-        return response
 
     async def _send(self, response: web.StreamResponse, fields: dict[str, Any]) -> None:
         chunk = {"id": "fixed", "object": "chat.completion.chunk", "created": 0, "model": "fixed"} | fields
