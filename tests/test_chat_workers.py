@@ -36,6 +36,7 @@ def worker(fleet: ChatFleet) -> Iterator[ChatWorker]:
         yield worker
 
 
+@pytest.mark.slow
 def test_a_text_that_nobody_takes_is_given_up_and_never_answered(fleet: ChatFleet) -> None:
     asked_at = time.monotonic()
     events = fleet.say("Xylophone?")

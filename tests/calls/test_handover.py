@@ -63,6 +63,7 @@ async def goes_on(pair: Fleet, call: OngoingCall, *, apologies: int = 0) -> None
     assert {specialist for _, specialist in said[2:]} == {"sales"}
 
 
+@pytest.mark.slow
 async def test_a_drained_worker_hands_its_call_over_and_exits(pair: Fleet) -> None:
     async with call_in_progress(pair) as call:
         worker = worker_of(await pair.state(call.session.session_id, "live"))
