@@ -13,11 +13,11 @@ from worker.fleet import admission, records, workers
 from worker.fleet.endings import Endings
 from worker.fleet.errors import StaleEpoch
 from worker.fleet.ghosts import Ghosts, RoomServerSettings
-from worker.fleet.reaper import LEAVING, UNCLAIMED, UNPUBLISHED, UNRECORDED, Observation, Reaper
-from worker.fleet.recovery import MOST_IN_A_ROW, SETTLED, Recovery
+from worker.fleet.reaper import Observation, Reaper
+from worker.fleet.recovery import MOST_IN_A_ROW, Recovery
 from worker.fleet.redis_operations import connect_async, run_async
 from worker.fleet.session import Reason, Session, State
-from worker.fleet.workers import BEAT, LEASE
+from worker.fleet.times import BEAT, LEASE, LEAVING, SETTLED, UNCLAIMED, UNPUBLISHED, UNRECORDED
 
 WORKER = "worker@test#00000000"
 

@@ -13,11 +13,10 @@ from tests.fleet_sessions import new_session
 from tests.fleet_workers import Fleet, Worker, empty_fleet, keys_without_expiry, wait_until
 from tests.redis_server import RedisServer
 from worker.fleet import admission, records, workers
-from worker.fleet.keeper import HUNG
 from worker.fleet.recovery import MOST_IN_A_ROW
 from worker.fleet.redis_operations import run
 from worker.fleet.session import Reason, Session, State
-from worker.fleet.workers import LEADER_LOCK, LEASE
+from worker.fleet.times import HUNG, LEADER_LOCK, LEASE
 
 #: Issue 3's bound for a lost worker.
 LOST = LEASE + LEADER_LOCK + 2

@@ -37,7 +37,7 @@ from worker.fleet.errors import MoveRefused
 from worker.fleet.redis_operations import run
 from worker.fleet.session import Reason, Session, State
 from worker.fleet.settings import FleetSettings
-from worker.fleet.workers import LEASE
+from worker.fleet.times import LEASE
 
 KEYS = {"LIVEKIT_API_KEY": "the key", "LIVEKIT_API_SECRET": "a secret of at least 32 characters"}
 PATH = "/webhooks/livekit"

@@ -21,14 +21,11 @@ from worker.fleet.handing_over import Command
 from worker.fleet.publishing import RECOVERY_QUEUE, worker_queue
 from worker.fleet.redis_operations import Operation, run_async
 from worker.fleet.session import Session
+from worker.fleet.times import READY_WITHIN, TAKEN_UP_WITHIN
 from worker.fleet.workers import WorkerStatus
 
 logger = logging.getLogger(__name__)
 
-#: Seconds a successor has from the offer until it hears the caller.
-READY_WITHIN = 20.0
-#: Seconds a worker that was chosen has until a process of its stands by; its free slot may be taken meanwhile.
-TAKEN_UP_WITHIN = 3.0
 #: Seconds between two attempts while the worker drains.
 _RETRY = 1.0
 #: Seconds between two looks for the right moment, and between two looks at the record.

@@ -51,13 +51,12 @@ from worker.fleet.publishing import offerer
 from worker.fleet.redis_operations import Operation, connect_async, run_async
 from worker.fleet.session import Reason, Session, State
 from worker.fleet.task_states import DRAINING, HANDED_OVER, LIVE
+from worker.fleet.times import LEFT, LINGER, STAMP
 
 logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
-#: Seconds between two signs of life of the call's event loop.
-_STAMP = 0.5
 #: Seconds between two attempts, and seconds all of them may take, to record an end while Redis is away.
 _END_RETRY = 0.5
 _END_LIMIT = 120.0
@@ -66,10 +65,6 @@ _LOAD_RETRY = 0.5
 _LOAD_LIMIT = 20.0
 #: Seconds the last turns may take to reach Redis.
 _FLUSH_LIMIT = 2.0
-#: Seconds an agent stays that has handed over: the caller's jitter buffer still plays its last words.
-_LINGER = 0.5
-#: Seconds after which one that is still there is taken for dead.
-_LEFT = 3.0
 #: Seconds for which the end of a call is not recorded because a tool is still at work, for instance a ticket's.
 _TOOL_LIMIT = 3.0
 
@@ -465,7 +460,7 @@ class _Service:
         """Out of the room; the end is decided and recorded before, the slow parts come after."""
         await self._settle(session)
         if self._ending.handed_over:
-            await asyncio.sleep(_LINGER)
+            await asyncio.sleep(LINGER)
         if not self._ending.superseded:
             await self._move(session, State.ENDING, stamp="ending_at")
         await asyncio.gather(connecting, return_exceptions=True)
@@ -552,7 +547,7 @@ class _Service:
         """Show the keeper that this event loop lives."""
         while True:
             self._child.slot.stamp()
-            await asyncio.sleep(_STAMP)
+            await asyncio.sleep(STAMP)
 
     async def _stay_registered(self, session: Session) -> None:
         """Take the room again in a Redis that has lost its data, before it opens for other joins."""
@@ -560,7 +555,7 @@ class _Service:
             if self._emptied != self._child.emptied and self._baton.is_held:
                 self._emptied = self._child.emptied
                 await self._register_again(session)
-            await asyncio.sleep(_STAMP)
+            await asyncio.sleep(STAMP)
 
     async def _register_again(self, session: Session) -> None:
         hold = self._settings.session_hold
@@ -646,7 +641,7 @@ async def _enter(connecting: asyncio.Task[None], call: Call, fences: Fences) -> 
 
 
 async def _clear_up(fences: Fences) -> None:
-    await asyncio.sleep(_LEFT)
+    await asyncio.sleep(LEFT)
     await fences.remove_older()
 
 

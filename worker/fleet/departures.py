@@ -41,6 +41,7 @@ from worker.fleet.errors import MoveRefused, RecordUnreadable, SessionNotFound
 from worker.fleet.reaper import Observation
 from worker.fleet.redis_operations import Answer, Operation, run
 from worker.fleet.session import Reason, Session
+from worker.fleet.times import BEAT
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ class Departures:
             observation.saw()
             if observation.suffices:
                 return True
-            self._wait(workers.BEAT)
+            self._wait(BEAT)
         return False
 
     def _run(self, operation: Operation[Answer]) -> Answer:

@@ -32,7 +32,7 @@ _CHANGING_WAIT = 1.0
 #: Seconds from its start after which a join takes no further step; the last one may then take its `REQUEST_TIMEOUT`.
 _LAST_STEP = 1.5
 #: Seconds after its admission at which a session without a record never gets one: its join was given up.
-_ABANDONED = _LAST_STEP + REQUEST_TIMEOUT + 0.5
+ABANDONED = _LAST_STEP + REQUEST_TIMEOUT + 0.5
 
 
 class Run(Protocol):
@@ -184,7 +184,7 @@ class Join:
             # Both requests make one session, whichever of them writes its record.
             self._session = replace(self._session, session_id=admitted.session_id)
             return True
-        if admitted.age < _ABANDONED:
+        if admitted.age < ABANDONED:
             return False
         self._run(admission.release(self._session.tenant, self._session.room, admitted.session_id))
         return True

@@ -33,14 +33,11 @@ from worker.fleet.session import Reason, Session
 from worker.fleet.settings import FleetSettings
 from worker.fleet.table import ABANDONED, Holding, Table
 from worker.fleet.task_states import show_end
-from worker.fleet.workers import BEAT, WorkerStatus
+from worker.fleet.times import BEAT, HUNG, LOOK
+from worker.fleet.workers import WorkerStatus
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at the children.
-LOOK = 0.1
-#: Seconds after its last stamp at which a child counts as hung.
-HUNG = 3.0
 #: Lost sessions that wait for Redis to come back; more than any worker has slots.
 _MOST_LOST = 1000
 _PR_SET_PDEATHSIG = 1
