@@ -41,7 +41,7 @@ from worker.call.voice_agent import VoiceAgent
 from worker.conversation.continuing import BEGINNING, TOOL_LIMIT, Conversation, open_conversation, store_rest
 from worker.conversation.text_turns import is_written
 from worker.conversation.transcript import Transcript, exchange_turn
-from worker.fleet import admission, handing_over, records, workers
+from worker.fleet import admission, handing_over, record_moves, records, workers
 from worker.fleet.app import create_producer
 from worker.fleet.chats import THINK
 from worker.fleet.child import Child
@@ -146,7 +146,7 @@ class _Service:
         return session.reason if session else None
 
     async def _claim(self) -> Session | None:
-        claim = records.claim(
+        claim = record_moves.claim(
             self._session_id,
             epoch=self._epoch,
             owner=self._child.worker_id,
@@ -166,7 +166,7 @@ class _Service:
 
     async def _stand_by(self) -> Session | None:
         """The session as this child will own it once its owner passes it on, if it was offered in this epoch."""
-        step = handing_over.stand_by(self._session_id, offered=self._epoch, worker_id=self._child.worker_id)
+        step = record_moves.stand_by(self._session_id, offered=self._epoch, worker_id=self._child.worker_id)
         try:
             session = await run_async(self._client, step)
         except (MoveRefused, SessionNotFound):
@@ -486,7 +486,7 @@ class _Service:
     async def _move(self, session: Session, target: State, *, stamp: str, patient: bool = False) -> None:
         """Move the record on; the call goes on without it when Redis is away, unless it is patient."""
         reason = {"reason": self._ending.reason} if self._ending.reason else {}
-        move = records.move(
+        move = record_moves.move(
             session.session_id,
             target,
             epoch=session.epoch,
@@ -511,7 +511,7 @@ class _Service:
         self._is_recorded = True
         reason = self._ending.reason or Reason.INTERNAL_ERROR
         try:
-            await self._insist(records.end(session, reason))
+            await self._insist(record_moves.end(session, reason))
         except StaleEpoch:
             # Another owner goes on with it, and with the room.
             self._is_recorded_by_another = True
@@ -527,7 +527,7 @@ class _Service:
         if self._baton.is_held or self._baton.is_given or self._has_stepped_back:
             return
         self._has_stepped_back = True
-        step = handing_over.step_back(session.session_id, offered=session.epoch, worker_id=session.owner)
+        step = record_moves.step_back(session.session_id, offered=session.epoch, worker_id=session.owner)
         try:
             record = await self._insist(step)
             self._ending.superseded = not handing_over.owns(record, session)
@@ -568,7 +568,7 @@ class _Service:
         registered = replace(self._record or session, state=state, offered_epoch=self._offered)
         if self._is_live and registered.first_audio_at is None:
             registered = replace(registered, first_audio_at=time.time())
-        if await self._insist(records.create(registered, lifetime=hold)):
+        if await self._insist(record_moves.create(registered, lifetime=hold)):
             self._store_again()
         logger.warning("registered again", extra={"session": session.session_id})
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from worker.fleet import admission, records, workers
+from worker.fleet import admission, record_moves, records, workers
 from worker.fleet.errors import (
     FleetFull,
     FleetNotReady,
@@ -149,7 +149,7 @@ class Join:
         session = self._session
         lifetime = self._settings.join_ttl + self._settings.session_hold
         try:
-            is_new = self._insist(lambda: records.create(session, lifetime=lifetime, not_after=self._not_after()))
+            is_new = self._insist(lambda: record_moves.create(session, lifetime=lifetime, not_after=self._not_after()))
         except StateUnavailable:
             self._take_back(record=True)
             raise
@@ -224,7 +224,7 @@ class Join:
             steps.append(admission.forget(session.tenant, key, session.session_id))
         if record:
             steps.append(
-                records.leave(session.session_id, command_id=session.session_id, lifetime=self._settings.join_ttl)
+                record_moves.leave(session.session_id, command_id=session.session_id, lifetime=self._settings.join_ttl)
             )
         self._quietly(steps)
 

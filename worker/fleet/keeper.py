@@ -19,7 +19,7 @@ from functools import partial
 import psutil
 import redis.asyncio
 
-from worker.fleet import handing_over, records, workers
+from worker.fleet import record_moves, records, workers
 from worker.fleet.app import create_producer
 from worker.fleet.endings import Endings
 from worker.fleet.errors import RecordUnreadable, SessionNotFound, StateUnavailable
@@ -178,7 +178,7 @@ class Keeper:
         session = await run_async(self._client, records.read(lost.session_id))
         if session is None or (session.standby, session.offered_epoch) != (self._status.worker_id, lost.epoch):
             return session
-        step = handing_over.step_back(lost.session_id, offered=lost.epoch, worker_id=self._status.worker_id)
+        step = record_moves.step_back(lost.session_id, offered=lost.epoch, worker_id=self._status.worker_id)
         try:
             # The answer tells whether the owner was faster and has passed the session to the dead.
             session = await run_async(self._client, step)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import redis.asyncio
 from kombu.exceptions import OperationalError
 
-from worker.fleet import records
+from worker.fleet import record_moves, records
 from worker.fleet.endings import Endings
 from worker.fleet.errors import MoveRefused, RecoveriesExhausted, SessionNotFound
 from worker.fleet.redis_operations import run_async
@@ -49,7 +49,9 @@ class Recovery:
         if session.reason is not None or session.state is State.ENDING:
             await self._endings.end(session, Reason.WORKER_LOST)
             return
-        step = records.recover(session, most=MOST_IN_A_ROW, settled=SETTLED, patience=UNOWNED, lifetime=self._lifetime)
+        step = record_moves.recover(
+            session, most=MOST_IN_A_ROW, settled=SETTLED, patience=UNOWNED, lifetime=self._lifetime
+        )
         try:
             recovering = await run_async(self._client, step)
         except RecoveriesExhausted:
