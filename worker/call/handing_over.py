@@ -15,20 +15,17 @@ from redis.exceptions import RedisError
 from worker.call.baton import Baton
 from worker.call.ending import Ending
 from worker.call.lifecycle import Call
-from worker.fleet import handing_over, records, workers
+from worker.fleet import handing_over, record_moves, records, workers
 from worker.fleet.errors import HandOverImpossible, MoveRefused, RecordUnreadable, SessionNotFound, StateUnavailable
 from worker.fleet.handing_over import Command
 from worker.fleet.publishing import RECOVERY_QUEUE, worker_queue
 from worker.fleet.redis_operations import Operation, run_async
 from worker.fleet.session import Session
+from worker.fleet.times import READY_WITHIN, TAKEN_UP_WITHIN
 from worker.fleet.workers import WorkerStatus
 
 logger = logging.getLogger(__name__)
 
-#: Seconds a successor has from the offer until it hears the caller.
-READY_WITHIN = 20.0
-#: Seconds a worker that was chosen has until a process of its stands by; its free slot may be taken meanwhile.
-TAKEN_UP_WITHIN = 3.0
 #: Seconds between two attempts while the worker drains.
 _RETRY = 1.0
 #: Seconds between two looks for the right moment, and between two looks at the record.
@@ -157,7 +154,7 @@ class Giver:
 
     async def _attempt(self) -> None:
         worker = await self._choose()
-        offered = (await run_async(self._client, handing_over.offer(self._session))).offered_epoch
+        offered = (await run_async(self._client, record_moves.offer(self._session))).offered_epoch
         self._accept(offered)
         # A draining worker does not consume what it publishes there, and the next free slot takes it. In the first
         # second it may still read.
@@ -170,7 +167,7 @@ class Giver:
             await self._pass(offered)
         elif not self._ending.is_decided:
             # Nobody is told of this one, and the last one is void.
-            await run_async(self._client, handing_over.offer(self._session))
+            await run_async(self._client, record_moves.offer(self._session))
             raise HandOverImpossible("No successor came in time.")
 
     async def _choose(self) -> WorkerStatus:
@@ -236,7 +233,7 @@ class Giver:
     async def _give(self, offered: int, *, is_open: bool) -> None:
         if not await self._flush(_FLUSH):
             raise StateUnavailable()
-        await self._insist(handing_over.give(self._session, offered=offered, is_open=is_open, lifetime=self._lifetime))
+        await self._insist(record_moves.give(self._session, offered=offered, is_open=is_open, lifetime=self._lifetime))
 
     def _is_between_turns(self, heard_since: float) -> bool:
         is_quiet = self._call.says_nothing and not self._is_writing()
@@ -272,7 +269,7 @@ class Successor:
         await self._baton.ear.hears.wait()
         while True:
             try:
-                await run_async(self._client, handing_over.ready(self._session, lifetime=self._lifetime))
+                await run_async(self._client, record_moves.ready(self._session, lifetime=self._lifetime))
                 break
             except StateUnavailable:
                 await asyncio.sleep(_RETRY)

@@ -41,7 +41,7 @@ from worker.call.voice_agent import VoiceAgent
 from worker.conversation.continuing import BEGINNING, TOOL_LIMIT, Conversation, open_conversation, store_rest
 from worker.conversation.text_turns import is_written
 from worker.conversation.transcript import Transcript, exchange_turn
-from worker.fleet import admission, handing_over, records, workers
+from worker.fleet import admission, handing_over, record_moves, records, workers
 from worker.fleet.app import create_producer
 from worker.fleet.chats import THINK
 from worker.fleet.child import Child
@@ -51,13 +51,12 @@ from worker.fleet.publishing import offerer
 from worker.fleet.redis_operations import Operation, connect_async, run_async
 from worker.fleet.session import Reason, Session, State
 from worker.fleet.task_states import DRAINING, HANDED_OVER, LIVE
+from worker.fleet.times import LEFT, LINGER, STAMP
 
 logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
-#: Seconds between two signs of life of the call's event loop.
-_STAMP = 0.5
 #: Seconds between two attempts, and seconds all of them may take, to record an end while Redis is away.
 _END_RETRY = 0.5
 _END_LIMIT = 120.0
@@ -66,10 +65,6 @@ _LOAD_RETRY = 0.5
 _LOAD_LIMIT = 20.0
 #: Seconds the last turns may take to reach Redis.
 _FLUSH_LIMIT = 2.0
-#: Seconds an agent stays that has handed over: the caller's jitter buffer still plays its last words.
-_LINGER = 0.5
-#: Seconds after which one that is still there is taken for dead.
-_LEFT = 3.0
 #: Seconds for which the end of a call is not recorded because a tool is still at work, for instance a ticket's.
 _TOOL_LIMIT = 3.0
 
@@ -151,7 +146,7 @@ class _Service:
         return session.reason if session else None
 
     async def _claim(self) -> Session | None:
-        claim = records.claim(
+        claim = record_moves.claim(
             self._session_id,
             epoch=self._epoch,
             owner=self._child.worker_id,
@@ -171,7 +166,7 @@ class _Service:
 
     async def _stand_by(self) -> Session | None:
         """The session as this child will own it once its owner passes it on, if it was offered in this epoch."""
-        step = handing_over.stand_by(self._session_id, offered=self._epoch, worker_id=self._child.worker_id)
+        step = record_moves.stand_by(self._session_id, offered=self._epoch, worker_id=self._child.worker_id)
         try:
             session = await run_async(self._client, step)
         except (MoveRefused, SessionNotFound):
@@ -465,7 +460,7 @@ class _Service:
         """Out of the room; the end is decided and recorded before, the slow parts come after."""
         await self._settle(session)
         if self._ending.handed_over:
-            await asyncio.sleep(_LINGER)
+            await asyncio.sleep(LINGER)
         if not self._ending.superseded:
             await self._move(session, State.ENDING, stamp="ending_at")
         await asyncio.gather(connecting, return_exceptions=True)
@@ -491,7 +486,7 @@ class _Service:
     async def _move(self, session: Session, target: State, *, stamp: str, patient: bool = False) -> None:
         """Move the record on; the call goes on without it when Redis is away, unless it is patient."""
         reason = {"reason": self._ending.reason} if self._ending.reason else {}
-        move = records.move(
+        move = record_moves.move(
             session.session_id,
             target,
             epoch=session.epoch,
@@ -516,7 +511,7 @@ class _Service:
         self._is_recorded = True
         reason = self._ending.reason or Reason.INTERNAL_ERROR
         try:
-            await self._insist(records.end(session, reason))
+            await self._insist(record_moves.end(session, reason))
         except StaleEpoch:
             # Another owner goes on with it, and with the room.
             self._is_recorded_by_another = True
@@ -532,7 +527,7 @@ class _Service:
         if self._baton.is_held or self._baton.is_given or self._has_stepped_back:
             return
         self._has_stepped_back = True
-        step = handing_over.step_back(session.session_id, offered=session.epoch, worker_id=session.owner)
+        step = record_moves.step_back(session.session_id, offered=session.epoch, worker_id=session.owner)
         try:
             record = await self._insist(step)
             self._ending.superseded = not handing_over.owns(record, session)
@@ -552,7 +547,7 @@ class _Service:
         """Show the keeper that this event loop lives."""
         while True:
             self._child.slot.stamp()
-            await asyncio.sleep(_STAMP)
+            await asyncio.sleep(STAMP)
 
     async def _stay_registered(self, session: Session) -> None:
         """Take the room again in a Redis that has lost its data, before it opens for other joins."""
@@ -560,7 +555,7 @@ class _Service:
             if self._emptied != self._child.emptied and self._baton.is_held:
                 self._emptied = self._child.emptied
                 await self._register_again(session)
-            await asyncio.sleep(_STAMP)
+            await asyncio.sleep(STAMP)
 
     async def _register_again(self, session: Session) -> None:
         hold = self._settings.session_hold
@@ -573,7 +568,7 @@ class _Service:
         registered = replace(self._record or session, state=state, offered_epoch=self._offered)
         if self._is_live and registered.first_audio_at is None:
             registered = replace(registered, first_audio_at=time.time())
-        if await self._insist(records.create(registered, lifetime=hold)):
+        if await self._insist(record_moves.create(registered, lifetime=hold)):
             self._store_again()
         logger.warning("registered again", extra={"session": session.session_id})
 
@@ -646,7 +641,7 @@ async def _enter(connecting: asyncio.Task[None], call: Call, fences: Fences) -> 
 
 
 async def _clear_up(fences: Fences) -> None:
-    await asyncio.sleep(_LEFT)
+    await asyncio.sleep(LEFT)
     await fences.remove_older()
 
 
