@@ -110,6 +110,7 @@ class Agent(Process):
         self._is_caught_up = False
         self._cursor = 0
         self._attempts = 0
+        self._beside: list[Coroutine[Any, Any, None]] = []
         self.spawn(self.run(), "run")
 
     # --- what others see of it ---
@@ -136,7 +137,10 @@ class Agent(Process):
         self._exit(is_abandoned=True)
 
     def crash(self) -> None:
+        """Die at once, and leave a ghost in the room."""
         super().crash()
+        for work in self._beside:
+            work.close()
         self.worker.agent_is_gone(self)
 
     def _exit(self, *, is_abandoned: bool = False) -> None:
@@ -144,8 +148,7 @@ class Agent(Process):
             self.slot.abandon()
         if self.room is not None:
             self.room.disconnect()
-        super().crash()
-        self.worker.agent_is_gone(self)
+        self.crash()
 
     # --- its life: worker/call/service.py ---
 
@@ -254,7 +257,7 @@ class Agent(Process):
             remove=remove,
             is_ours=is_ours,
             is_holder=lambda: self.baton.is_held,
-            run=lambda work: self.spawn(self._do(work), "beside"),
+            run=self._run_beside,
         )
         fences.agent = self
         Presence(seen, session, ending=self.ending, grace=1.0)
@@ -610,6 +613,10 @@ class Agent(Process):
     def _write(self, step: str, **given: Any) -> Ask:
         """A step of an owner: the monitor learns whose it was."""
         return ask(step, by=self.name, **given)
+
+    def _run_beside(self, work: Coroutine[Any, Any, None]) -> None:
+        self._beside.append(work)
+        self.spawn(self._do(work), "beside")
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> Program:
         """Something of the code's own that waits for nothing, as one step."""

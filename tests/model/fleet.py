@@ -154,7 +154,7 @@ class Keeper(Process):
             ("_watch", self._watch, self.world.tick),
             ("_end_lost", self._end_lost, self.world.tick),
         ):
-            self.spawn(_every(seconds, duty), name)
+            self.spawn(_every(self.world, seconds, duty), name)
 
     @models("worker.fleet.keeper:Keeper._watch", "worker.fleet.keeper:Children.look")
     def _watch(self) -> Program:
@@ -406,7 +406,9 @@ class Api(Process):
             return
 
 
-def _every(seconds: float, duty: Callable[[], Program]) -> Program:
+@models("worker.fleet.keeper:_every")
+def _every(world: "World", seconds: float, duty: Callable[[], Program]) -> Program:
     while True:
+        started = world.now
         yield from duty()
-        yield sleep(seconds)
+        yield sleep(max(world.tick, seconds - (world.now - started)))

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from tests.model.world import World
 
 
+class HungUp(StateUnavailable):
+    """The connection was closed, which is known at once."""
+
+
 @dataclass(frozen=True)
 class Ask:
     """One step in Redis: the method of `stored.Redis` and what it is given."""
@@ -117,7 +121,8 @@ class Process:
             task.answer = self.world.answer(self, wanted)
         except StateUnavailable as failure:
             # Who gets no answer waits for it first.
-            task.waiting, task.asleep_until = sleep(REQUEST_TIMEOUT), self.world.now + REQUEST_TIMEOUT
+            seconds = 0.0 if isinstance(failure, HungUp) else REQUEST_TIMEOUT
+            task.waiting, task.asleep_until = sleep(seconds), self.world.now + seconds
             task.error = failure
         except FleetError as refusal:
             task.error = refusal

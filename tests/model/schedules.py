@@ -150,12 +150,14 @@ def a_partition_heals_before_the_room_is_seen(world: World) -> None:
 def _a_call_of_a_keeper_that_beats_later(world: World) -> None:
     """Half a beat after the leading one."""
     open_fleet(world)
-    world.run(world.tick)
+    world.until(lambda: world.workers[0].renewed_at == world.now)
     world.add_worker("worker-3")
     world.run(2)
     for worker in world.workers[:2]:
         worker.draining = True
     begin_call(world)
+    for worker in world.workers[:2]:
+        worker.draining = False
     world.run(20)
 
 
@@ -177,10 +179,11 @@ def redis_is_away_for_ten_seconds(world: World) -> None:
 def redis_is_back_and_the_leading_keeper_is_the_first_to_see_it(world: World) -> None:
     """Every lease has ended meanwhile; the call's own keeper renews it a moment after the leading one has looked."""
     _a_call_of_a_keeper_that_beats_later(world)
-    world.lose_redis()
-    world.run(7.5)
-    world.mend_redis()
-    world.run(10)
+    for seconds in (7.5, 8.0, 8.5):
+        world.lose_redis()
+        world.run(seconds)
+        world.mend_redis()
+        world.run(20)
     world.settle()
 
 
@@ -188,6 +191,7 @@ def redis_is_back_and_the_leading_keeper_is_the_first_to_see_it(world: World) ->
 def redis_comes_back_empty_and_a_join_is_the_first_to_ask(world: World) -> None:
     """A caller's client asks for an agent in a room whose call has not registered again."""
     _a_call_of_a_keeper_that_beats_later(world)
+    world.run(world.tick)
     world.empty_redis()
     for _ in range(8):
         world.join()

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.model.agent import Agent
 from tests.model.fleet import Api, Worker
-from tests.model.processes import Ask, Machine, Process, Status, Until
+from tests.model.processes import Ask, HungUp, Machine, Process, Status, Until
 from tests.model.room import CALLER, GIVEN_UP, Room, RoomServer
 from tests.model.stored import Redis, Tables
 from tests.model.switches import Switch
@@ -77,6 +77,8 @@ class World:
 
     def close(self) -> None:
         """Let go of the event loop."""
+        for agent in self.agents:
+            agent.crash()
         for task in asyncio.all_tasks(self.loop):
             task.cancel()
         self._spin()
@@ -123,7 +125,7 @@ class World:
             raise StateUnavailable()
         if process in self._disconnected:
             self._disconnected.discard(process)
-            raise StateUnavailable()
+            raise HungUp()
         if self._late_next[asked.step]:
             self._late_next[asked.step] -= 1
             self.late.append(Late(process, asked))
@@ -241,6 +243,11 @@ class World:
 
     def _hearing(self, room: str) -> list[Agent]:
         return [agent for agent in self.agents if agent.hears and agent.room and agent.room.name == room]
+
+    def leave(self, session_id: str) -> None:
+        """`/leave`."""
+        self._does(f"{session_id} is to be left")
+        self.redis.leave(session_id, command_id="asked")
 
     def drain(self, worker: Worker) -> None:
         """SIGTERM to a worker."""
