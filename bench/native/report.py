@@ -104,7 +104,7 @@ async def _server_killed(natives: NativeFaults, count: int) -> Found:
     }
     return figures, [
         f"{what}: the call went on {len(back.values)} of {count} times, {sum(loss.same_agent for loss in losses)} "
-        f"times with the same job process; the caller's client gave up {sum(loss.caller_lost for loss in losses)} times.",
+        f"times with the same job process; the caller's own client gave up {sum(loss.caller_lost for loss in losses)}.",
         f"{what}: {sum(loss.next_dispatch is not None for loss in losses)} of {count} dispatches after it were served.",
     ]
 
