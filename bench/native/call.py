@@ -6,15 +6,12 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 
-from livekit import api
-
+from bench.marked_call import caller_token
 from bench.native.fleet import NativeAgent, NativeFleet
 from local.audio import Samples
 from local.caller import Caller
 
-_IDENTITY = "caller"
 #: Seconds from the dispatch to the greeting, after which the dispatch counts as lost.
 GREETED_WITHIN = 20.0
 #: Calls that are tried when dispatches are lost.
@@ -105,14 +102,3 @@ async def native_call(
             yield call
             return
     raise NobodyCame(f"{_ATTEMPTS} dispatches brought no agent within {GREETED_WITHIN:g} s each")
-
-
-def caller_token(settings: Mapping[str, str], room: str) -> str:
-    """A token for a caller of a stack with these settings."""
-    return (
-        api.AccessToken(settings["LIVEKIT_API_KEY"], settings["LIVEKIT_API_SECRET"])
-        .with_identity(_IDENTITY)
-        .with_ttl(timedelta(minutes=10))
-        .with_grants(api.VideoGrants(room_join=True, room=room))
-        .to_jwt()
-    )

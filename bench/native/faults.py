@@ -15,7 +15,8 @@ from typing import TypeVar
 
 from livekit import api
 
-from bench.native.call import GREETED_WITHIN, NativeCall, caller_token, native_call
+from bench.marked_call import caller_token
+from bench.native.call import GREETED_WITHIN, NativeCall, native_call
 from bench.native.fleet import NativeAgent, NativeFleet, NativeWorker
 from local.audio import Samples
 from local.caller import Caller
@@ -86,7 +87,9 @@ class ServerLoss:
     #: Whether the caller's client gave up; whether the agent is the same process as before.
     caller_lost: bool
     same_agent: bool
-    #: From a dispatch after it to its agent's first sound.
+    #: Whether the call's agent answered the next question as well.
+    answered: bool
+    #: From a dispatch after that to its agent's first sound.
     next_dispatch: float | None
 
 
@@ -168,12 +171,14 @@ class NativeFaults:
             await asyncio.to_thread(self._stack.start, LIVEKIT)
             serves_at = time.time()
             heard_at = await call.audible_after(killed_at + _UNDER_WAY, within=BACK_WITHIN)
+            answered = heard_at is not None and await _answers_again(call)
             agents = await _agents_or_none(call)
             return ServerLoss(
                 audible_again=_since(killed_at, heard_at),
                 serves_again=serves_at - killed_at,
                 caller_lost=call.caller.left.is_set(),
                 same_agent=agent.pid in {each.pid for each in agents},
+                answered=answered,
                 next_dispatch=await self._dispatch(call.fleet),
             )
 
@@ -240,6 +245,11 @@ def _speakers(caller: Caller, *, since: float) -> int:
     """How many participants were heard since then."""
     heard = {track.identity for track in caller.tracks if track.heard.audible_between(since, time.time())}
     return len(heard)
+
+
+async def _answers_again(call: NativeCall) -> bool:
+    await call.quiet()
+    return await call.is_answered()
 
 
 async def _agents_or_none(call: NativeCall) -> list[NativeAgent]:

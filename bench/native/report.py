@@ -18,13 +18,15 @@ from bench.native.faults import (
 )
 from bench.report import Figure, Report
 from local.caller_voice import CallerVoice
+from local.marks import marks_of
 from local.parts import LIVEKIT, PROVIDERS, REDIS, StackOptions
 from local.stack import Stack
 
 Result = TypeVar("Result")
 Found = tuple[dict[str, Figure], list[str]]
 
-_QUESTION = "What are your opening hours?"
+#: What the caller says, each time.
+_QUESTION = " ".join(map(str, marks_of(0, 3)))
 
 
 def measure_native_faults(*, faults: Iterable[str], count: int) -> Report:
@@ -33,7 +35,7 @@ def measure_native_faults(*, faults: Iterable[str], count: int) -> Report:
     parts = frozenset({REDIS, LIVEKIT, PROVIDERS})
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        with Stack(options=StackOptions(parts=parts, preferred_ports=False, home=home)) as stack:
+        with Stack(options=StackOptions(parts=parts, preferred_ports=False, marked=True, home=home)) as stack:
             question = CallerVoice(providers=stack.urls[PROVIDERS]).render(_QUESTION)
             natives = NativeFaults(stack=stack, home=home, question=question)
             found = [asyncio.run(FAULTS[fault](natives, count)) for fault in faults]
@@ -103,9 +105,11 @@ async def _server_killed(natives: NativeFaults, count: int) -> Found:
         f"{what}: next dispatch to audible": _figure(loss.next_dispatch for loss in losses),
     }
     return figures, [
-        f"{what}: the call went on {len(back.values)} of {count} times, {sum(loss.same_agent for loss in losses)} "
-        f"times with the same job process; the caller's own client gave up {sum(loss.caller_lost for loss in losses)}.",
-        f"{what}: {sum(loss.next_dispatch is not None for loss in losses)} of {count} dispatches after it were served.",
+        f"{what}: the call went on {len(back.values)} of {count} times, with the same job process "
+        f"{sum(loss.same_agent for loss in losses)} times; the next question was answered "
+        f"{sum(loss.answered for loss in losses)} times; the caller's own client gave up "
+        f"{sum(loss.caller_lost for loss in losses)} times.",
+        f"{what}: {sum(loss.next_dispatch is not None for loss in losses)} of {count} dispatches afterwards served.",
     ]
 
 

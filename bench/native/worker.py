@@ -17,9 +17,18 @@ AGENT_NAME = "native"
 PID = "native.pid"
 _HOST = "127.0.0.1"
 
-#: LiveKit's command finds it here. The machine carries LiveKit, the caller and the providers too, so its load says
-#: nothing about the worker: one that refused jobs by it would make the framework look worse than it is.
-server = AgentServer(load_threshold=float("inf"), host=_HOST, port=0)
+#: Calls that fill a worker.
+_SLOTS = 10
+
+
+def _load(worker: AgentServer) -> float:
+    """By calls and not by the machine's load, which is LiveKit's, the caller's and the providers' too: a server that
+    sees it as high finds no worker for a dispatch, which would make the framework look worse than it is."""
+    return len(worker.active_jobs) / _SLOTS
+
+
+#: LiveKit's command finds it here.
+server = AgentServer(load_fnc=_load, host=_HOST, port=0)
 
 
 @server.rtc_session(agent_name=AGENT_NAME)
