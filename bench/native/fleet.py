@@ -16,7 +16,7 @@ from typing import Self
 import psutil
 from livekit import api
 
-from bench.native.worker import AGENT_NAME, PID
+from bench.native.names import AGENT_NAME, PID
 from local.guard import MARKER
 from local.logs import tail
 from local.paths import ROOT

@@ -9,12 +9,9 @@ from livekit.agents import Agent, AgentServer, AgentSession, JobContext, TurnHan
 from livekit.agents.types import NOT_GIVEN
 from livekit.plugins import elevenlabs, openai
 
+from bench.native.names import AGENT_NAME, PID
 from worker.call.settings import OPENAI_URL, CallSettings
 
-#: By which it is dispatched.
-AGENT_NAME = "native"
-#: The attribute of its participant that tells which process it is.
-PID = "native.pid"
 _HOST = "127.0.0.1"
 
 #: Calls that fill a worker.
