@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 #: Names of the Redis keys in which tests see what a session has been told.
 TOLD_TO_DRAIN = "test:told_to_drain"
 LIVES = "test:lives"
+PIDS = "test:pids:{}"
+#: The sessions that a second process has found owned by another, and what such processes are told.
+DOUBLES = "test:doubles"
+TOLD_DOUBLES = "test:told_doubles"
 
 #: A reason to fail which a session of the tests can have.
 BROKEN = Reason.PROVIDER_FAILED
@@ -33,7 +37,8 @@ class SilentSession(RunSession):
     """Claims, stamps, waits for the command to leave and records its end, as a call does.
 
     The metadata's `fault` makes it "fail" (record `BROKEN`), "raise" or "panic" (die at once) when it is live; its
-    first owner alone "stumbles" (dies) or "hangs".
+    first owner alone "stumbles" (dies) or "hangs". Whoever finds it "doubled", with another owner, waits for a word in
+    `TOLD_DOUBLES` and then does as it says: "die", "raise" or "give up".
     """
 
     def preload(self) -> None:
@@ -55,6 +60,7 @@ class SilentSession(RunSession):
                     record_moves.claim(session_id, epoch=epoch, owner=child.worker_id, lifetime=settings.session_hold),
                 )
             except (MoveRefused, SessionNotFound):
+                self._be_double(client, session_id, child)
                 child.slot.clear()
                 return None
             hold = settings.session_hold
@@ -86,6 +92,20 @@ class SilentSession(RunSession):
                 ),
             )
         _tell(client, LIVES, session.session_id)
+        _tell(client, PIDS.format(session.session_id), str(os.getpid()))
+
+    def _be_double(self, client: "redis.Redis", session_id: str, child: Child) -> None:
+        session = run(client, records.read(session_id))
+        if session is None or session.metadata.get("fault") != "doubled":
+            return
+        _tell(client, DOUBLES, session_id)
+        while (told := client.lpop(TOLD_DOUBLES)) is None:
+            child.slot.stamp()
+            time.sleep(0.05)
+        if told == "die":
+            os.abort()
+        if told == "raise":
+            raise RuntimeError("a double that breaks")
 
     def _misbehave(self, session: Session) -> None:
         fault = session.metadata.get("fault")
@@ -115,9 +135,9 @@ class SilentSession(RunSession):
                     time.sleep(0.2)
 
 
-def _tell(client: "redis.Redis", key: str, session_id: str) -> None:
+def _tell(client: "redis.Redis", key: str, word: str) -> None:
     try:
-        client.rpush(key, session_id)
+        client.rpush(key, word)
     except redis.RedisError as error:
         raise StateUnavailable() from error
 

@@ -13,6 +13,7 @@ from kombu.exceptions import OperationalError
 from local.ports import HOST, PortPicker
 from tests.fleet_sessions import new_session
 from tests.redis_server import RedisServer
+from worker.fleet.actions import Actions
 from worker.fleet.app import create_producer
 from worker.fleet.child import DRAIN, SOFT_LIMIT, Child
 from worker.fleet.keeper import Children
@@ -68,7 +69,7 @@ def test_what_one_process_writes_in_the_table_another_reads(table: Table, holder
 
 
 def test_a_dead_process_loses_its_session_once(table: Table, holder: "subprocess.Popen[bytes]") -> None:
-    children = Children(table)
+    children = Children(table, Actions())
     assert children.look() == []
     # Not waited for: a zombie is dead.
     holder.kill()
@@ -83,7 +84,7 @@ def test_what_a_child_finishes_without_clearing_is_left_to_the_keeper(table: Tab
     child.begin()
     child.slot.hold("broken", 1)
     child.finish()
-    (lost,) = Children(table).look()
+    (lost,) = Children(table, Actions()).look()
     assert (lost.pid, lost.session_id) == (ABANDONED, "broken")
 
 
@@ -92,7 +93,7 @@ def test_what_a_child_cleared_is_over(table: Table, child: Child) -> None:
     child.slot.hold("over", 1)
     child.slot.clear()
     child.finish()
-    assert Children(table).look() == []
+    assert Children(table, Actions()).look() == []
 
 
 def test_a_session_hears_its_signals_also_those_from_before_it_listened(child: Child) -> None:

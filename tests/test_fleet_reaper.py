@@ -10,14 +10,26 @@ import redis.asyncio
 
 from tests.fleet_sessions import new_session
 from worker.fleet import admission, record_moves, records, workers
+from worker.fleet.actions import Actions
 from worker.fleet.endings import Endings
 from worker.fleet.errors import StaleEpoch
 from worker.fleet.ghosts import Ghosts, RoomServerSettings
-from worker.fleet.reaper import Observation, Reaper
+from worker.fleet.lasting import Observation
+from worker.fleet.reaper import Reaper
 from worker.fleet.recovery import MOST_IN_A_ROW, Recovery
 from worker.fleet.redis_operations import connect_async, run_async
 from worker.fleet.session import Reason, Session, State
-from worker.fleet.times import BEAT, LEASE, LEAVING, SETTLED, UNCLAIMED, UNPUBLISHED, UNRECORDED
+from worker.fleet.times import (
+    BEAT,
+    LEASE,
+    LEAVING,
+    SETTLED,
+    UNCLAIMED,
+    UNOWNED_SEEN,
+    UNOWNED_UNSEEN,
+    UNPUBLISHED,
+    UNRECORDED,
+)
 
 WORKER = "worker@test#00000000"
 
@@ -29,9 +41,11 @@ class Bench:
         self.client = client
         self.now = 0.0
         self.published: list[str] = []
-        self.endings = Endings(client=client, remove_ghost=Ghosts(RoomServerSettings()).remove)
+        self.actions = Actions()
+        self.endings = Endings(client=client, actions=self.actions, remove_ghost=Ghosts(RoomServerSettings()).remove)
         self.recovery = Recovery(
             client=client,
+            actions=self.actions,
             endings=self.endings,
             publish=lambda session: self.published.append(session.task_id),
             lifetime=60,
@@ -40,6 +54,7 @@ class Bench:
             client=client,
             tenant="default",
             worker_id=WORKER,
+            actions=self.actions,
             endings=self.endings,
             recovery=self.recovery,
             clock=lambda: self.now,
@@ -97,7 +112,7 @@ async def test_a_session_whose_owner_has_no_lease_waits_for_another_and_its_ghos
     assert (waiting.state, waiting.epoch, waiting.owner) == (State.RECOVERING, 2, "")
     assert bench.published == [f"{session.session_id}.2"]
     assert await bench.holders() == [session.session_id]
-    assert bench.recovery.count == 1
+    assert bench.actions.counts["recovered"] == 1
     assert f"session {session.session_id}: no LiveKit settings" in caplog.text
 
 
@@ -121,8 +136,7 @@ async def test_a_session_that_kills_one_owner_after_the_other_fails_in_the_end(b
     failed = await bench.get(session)
     assert (failed.state, failed.reason) == (State.FAILED, Reason.WORKER_LOST)
     assert await bench.holders() == []
-    assert bench.endings.counts == {Reason.WORKER_LOST: 1}
-    assert bench.recovery.count == MOST_IN_A_ROW
+    assert bench.actions.counts == {"ended:worker_lost": 1, "recovered": MOST_IN_A_ROW}
 
 
 async def test_owners_that_were_there_for_long_are_not_counted(bench: Bench) -> None:
@@ -198,6 +212,63 @@ async def test_a_join_past_its_deadline_fails_although_its_hold_has_ended_by_its
     await bench.judge()
     failed = await bench.get(session)
     assert (failed.state, failed.reason) == (State.FAILED, Reason.JOIN_EXPIRED)
+
+
+async def lost_for(bench: Bench, seconds: float) -> Session:
+    """A session whose last moment to be claimed by a second owner has passed so many seconds ago."""
+    session = await bench.claim(await bench.queue(new_session()), owner="gone@test#1")
+    step = record_moves.recover(session, most=3, settled=60, patience=-seconds, lifetime=60)
+    return await run_async(bench.client, step)
+
+
+async def test_a_lost_call_is_given_up_only_after_redis_was_seen_for_long_enough(bench: Bench) -> None:
+    session = await lost_for(bench, 1)
+    await bench.judge(after=UNOWNED_SEEN - 0.1)
+    assert (await bench.get(session)).state is State.RECOVERING
+    # Its message may be void after an outage; there are some more.
+    assert bench.published
+    bench.reaper.forget_sessions()
+    await bench.judge(after=UNOWNED_SEEN - 0.1)
+    assert (await bench.get(session)).state is State.RECOVERING
+    await bench.judge(after=0.2)
+    given_up = await bench.get(session)
+    assert (given_up.state, given_up.reason) == (State.FAILED, Reason.WORKER_LOST)
+
+
+async def test_a_lost_call_is_given_up_at_last_however_little_was_seen_of_it(bench: Bench) -> None:
+    session = await lost_for(bench, UNOWNED_UNSEEN + 1)
+    await bench.judge()
+    assert (await bench.get(session)).reason is Reason.WORKER_LOST
+
+
+async def test_a_lost_call_in_its_time_is_not_given_up_however_long_it_was_seen(bench: Bench) -> None:
+    session = await lost_for(bench, -20)
+    await bench.judge(after=2 * UNOWNED_SEEN)
+    assert (await bench.get(session)).state is State.RECOVERING
+
+
+async def test_a_session_without_a_record_is_not_listed_for_long(bench: Bench) -> None:
+    listed, recent = new_session(room="kept"), admission.recent("default", count=9)
+    await bench.queue(listed)
+    await bench.admit(new_session(room="never recorded"), hold=0.001)
+    await asyncio.sleep(0.01)
+    await bench.judge()
+    # `/join` may be just writing it.
+    both = await run_async(bench.client, recent)
+    assert len(both) == 2
+    long_ago = (time.time() - UNRECORDED) * 1000 - 1
+    await bench.client.zadd("muster:{t:default}:recent", dict.fromkeys(both, long_ago))
+    bench.reaper.forget_sessions()
+    await bench.judge()
+    assert await run_async(bench.client, recent) == [listed.session_id]
+    assert bench.actions.counts == {"stale_index_removed": 1}
+
+
+async def test_a_worker_without_a_lease_is_not_listed_for_long(bench: Bench) -> None:
+    await bench.client.hset("muster:{workers}:status", "left@test#1", "{}")
+    await bench.reaper.sweep()
+    assert await bench.client.hkeys("muster:{workers}:status") == [WORKER]
+    assert bench.actions.counts == {"stale_index_removed": 1}
 
 
 async def test_an_unpublished_session_is_published_soon_and_then_every_few_seconds(bench: Bench) -> None:

@@ -70,6 +70,17 @@ def test_a_lost_message_is_published_twice_before_anybody_gives_up() -> None:
     assert 2 * times.UNCLAIMED + _NEXT_LEADER + times.LEASE < times.UNOWNED
 
 
+def test_a_call_that_was_lost_in_an_outage_of_redis_has_its_time_afterwards() -> None:
+    assert 2 * times.UNCLAIMED < times.UNOWNED_SEEN < times.UNOWNED
+    longest_outage = times.WITNESS + times.RESPITE
+    assert longest_outage + times.LEASE + times.UNOWNED_SEEN < times.UNOWNED_UNSEEN
+
+
+def test_an_agent_that_is_just_leaving_or_registers_again_is_no_orphan() -> None:
+    assert times.SWEEP < times.ORPHANED
+    assert max(times.LEASE, times.LEAVING, times.LEFT) < times.ORPHANED
+
+
 def test_the_time_to_find_a_loss_does_not_count_as_having_settled() -> None:
     longest = times.WITNESS + times.RESPITE + times.LEASE + _NEXT_LEADER
     assert longest < times.SETTLED

@@ -1,5 +1,7 @@
 """Real workers on a real Redis: what becomes of sessions when processes, machines and servers fail or are stopped."""
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +10,11 @@ import psutil
 import pytest
 
 from local.ports import PortPicker
-from tests.fleet_app import LIVES, TOLD_TO_DRAIN
+from tests.fleet_app import DOUBLES, LIVES, PIDS, TOLD_DOUBLES, TOLD_TO_DRAIN
 from tests.fleet_sessions import new_session
 from tests.fleet_workers import Fleet, Worker, empty_fleet, keys_without_expiry, wait_until
 from tests.redis_server import RedisServer
-from worker.fleet import admission, record_moves, workers
+from worker.fleet import actions, admission, record_moves, workers
 from worker.fleet.recovery import MOST_IN_A_ROW
 from worker.fleet.redis_operations import run
 from worker.fleet.session import Reason, Session, State
@@ -104,6 +106,46 @@ def test_a_hung_child_is_killed_and_its_session_goes_on(fleet: Fleet, stays: Wor
     session = fleet.join("hung", fault="hang")
     fleet.live(session)
     fleet.leave(goes_on(fleet, session, within=HUNG + 3))
+
+
+def doubled(fleet: Fleet, worker: Worker) -> Session:
+    """A live session of the worker whose message a second process of it has just got, too."""
+    fleet.client.delete(DOUBLES)
+    session = fleet.live(fleet.join("doubled", fault="doubled"))
+    assert session.owner.startswith(f"{worker.name}@")
+    fleet.send(session, queue=f"worker.{worker.name}")
+    wait_until(lambda: fleet.client.lrange(DOUBLES, 0, -1) == [session.session_id], within=3)
+    return session
+
+
+@pytest.mark.parametrize("end", ["die", "raise"])
+def test_a_doubled_message_whose_process_breaks_changes_nothing_for_the_call(
+    fleet: Fleet, stays: Worker, end: str
+) -> None:
+    session = doubled(fleet, stays)
+    fleet.client.rpush(TOLD_DOUBLES, end)
+    # The keeper looks ten times a second.
+    time.sleep(1)
+    assert (fleet.get(session).state, fleet.get(session).epoch) == (State.LIVE, 1)
+    # The slot of the broken process serves again.
+    fleet.leave(fleet.live(fleet.join("beside the doubled one")), session)
+
+
+def test_an_owner_that_dies_while_its_message_is_doubled_is_still_found(fleet: Fleet, stays: Worker) -> None:
+    session = doubled(fleet, stays)
+    os.kill(int(fleet.client.lrange(PIDS.format(session.session_id), 0, -1)[-1]), signal.SIGKILL)
+    fleet.client.rpush(TOLD_DOUBLES, "give up")
+    fleet.leave(goes_on(fleet, session, within=3))
+
+
+def test_what_keepers_have_done_is_counted_for_operators(fleet: Fleet, stays: Worker) -> None:
+    def ended() -> int:
+        return run(fleet.client, actions.read()).get("ended:internal_error", 0)
+
+    before = ended()
+    fleet.over(fleet.join("counted", fault="raise"), within=3)
+    wait_until(lambda: ended() > before, within=3)
+    assert fleet.client.ttl("muster:{workers}:actions") > 0
 
 
 def test_a_task_that_breaks_without_an_end_has_its_session_ended(fleet: Fleet, stays: Worker) -> None:

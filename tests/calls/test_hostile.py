@@ -17,6 +17,7 @@ from tests.calls.calling import Fleet, OngoingCall, new_room
 from tests.fleet_sessions import new_session
 from worker.call.discretion import Discretion
 from worker.fleet import admission, record_moves, records, workers
+from worker.fleet.actions import Actions
 from worker.fleet.control import SessionControl
 from worker.fleet.endings import Endings
 from worker.fleet.errors import RecordUnreadable
@@ -89,9 +90,14 @@ async def test_an_unreadable_record_stops_neither_the_reaper_nor_the_list(
     client.hset(records.record_key(newer.session_id), "state", "levitating")
 
     async with connect_async(redis_url) as asynchronous:
-        endings = Endings(client=asynchronous, remove_ghost=Ghosts(RoomServerSettings()).remove)
-        recovery = Recovery(client=asynchronous, endings=endings, publish=lambda session: None, lifetime=60)
-        reaper = Reaper(client=asynchronous, tenant="default", worker_id=WORKER, endings=endings, recovery=recovery)
+        actions = Actions()
+        endings = Endings(client=asynchronous, actions=actions, remove_ghost=Ghosts(RoomServerSettings()).remove)
+        recovery = Recovery(
+            client=asynchronous, actions=actions, endings=endings, publish=lambda session: None, lifetime=60
+        )
+        reaper = Reaper(
+            client=asynchronous, tenant="default", worker_id=WORKER, actions=actions, endings=endings, recovery=recovery
+        )
         await reaper.judge()
         await endings.close()
 

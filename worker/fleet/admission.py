@@ -75,6 +75,13 @@ _FORGET = """#!lua flags=allow-oom
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 return 1"""
 
+# ARGV: session, ms for which it may be listed without a record.
+_DELIST = f"""#!lua flags=allow-oom
+{NOW}
+local admitted = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not admitted or now - admitted < tonumber(ARGV[2]) then return 0 end
+return redis.call('ZREM', KEYS[1], ARGV[1])"""
+
 _HOLDERS = f"""#!lua flags=allow-oom
 {NOW}
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
@@ -186,6 +193,16 @@ def holder(tenant: str, room: str) -> Operation[str | None]:
 def holders(tenant: str) -> Operation[Sequence[str]]:
     """The ids of all sessions that hold a room."""
     return Operation(script=_HOLDERS, keys=[_key(tenant, "live")], parse=list)
+
+
+def delist(tenant: str, session_id: str, *, after: float) -> Operation[bool]:
+    """Take a session out of the last admitted ones; False when it was admitted less than `after` seconds ago."""
+    return Operation(
+        script=_DELIST,
+        keys=[_key(tenant, "recent")],
+        arguments=[session_id, _milliseconds(after)],
+        parse=bool,
+    )
 
 
 def recent(tenant: str, *, count: int) -> Operation[Sequence[str]]:

@@ -38,7 +38,7 @@ import redis
 
 from worker.fleet import admission, record_moves, records, workers
 from worker.fleet.errors import MoveRefused, RecordUnreadable, SessionNotFound
-from worker.fleet.reaper import Observation
+from worker.fleet.lasting import Observation
 from worker.fleet.redis_operations import Answer, Operation, run
 from worker.fleet.session import Reason, Session
 from worker.fleet.times import BEAT

@@ -2,16 +2,16 @@
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import redis.asyncio
 
 from worker.fleet import admission, record_moves
+from worker.fleet.actions import Action, Actions
 from worker.fleet.errors import MoveRefused, SessionNotFound
 from worker.fleet.redis_operations import run_async
-from worker.fleet.session import Reason, Session
+from worker.fleet.session import Reason, Session, State
 
 logger = logging.getLogger(__name__)
 
@@ -20,20 +20,24 @@ _SHOWN_AFTER = 1.0
 
 
 class Endings:
-    """Ends sessions in their owner's place; `counts` tells how many, by reason.
+    """Ends sessions in their owner's place.
 
-    `show` tells operators about an end; it may block for as long as the broker does.
+    `show` tells operators about an end; it may block for as long as the broker does. `tell_room` tells the caller's
+    client that no agent comes any more, when something broke.
     """
 
     def __init__(
         self,
         *,
         client: "redis.asyncio.Redis",
+        actions: Actions,
         remove_ghost: Callable[[Session], Awaitable[None]],
+        tell_room: Callable[[Session, Reason], Awaitable[None]] | None = None,
         show: Callable[[Session, Reason], None] | None = None,
     ) -> None:
-        self.counts: Counter[Reason] = Counter()
         self._client = client
+        self._actions = actions
+        self._tell_room = tell_room
         self._remove_ghost = remove_ghost
         self._show = show
         self._later: set[asyncio.Future[Any]] = set()
@@ -49,12 +53,14 @@ class Endings:
         except (MoveRefused, SessionNotFound) as refusal:
             logger.info("session %s is left alone: %s", session.session_id, refusal)
             return
-        self.counts[reason] += 1
-        logger.warning(
-            "session %s ended by the keeper: %s (%d so far)", session.session_id, reason, self.counts[reason]
-        )
-        await self.release(session)
+        so_far = self._actions.count(Action.ENDED, reason=reason)
+        # A caller hears nothing any more.
+        level = logging.ERROR if reason is Reason.WORKER_LOST else logging.WARNING
+        logger.log(level, "session %s ended by the keeper: %s (%d so far)", session.session_id, reason, so_far)
         self.clear_up(session, reason)
+        if self._tell_room is not None and reason.final_state is State.FAILED:
+            self._do_later(self._tell_room(session, reason))
+        await self.release(session)
 
     def clear_up(self, session: Session, reason: Reason) -> None:
         """Begin to remove the agent of a lost owner and to show the end of its task.

@@ -42,6 +42,14 @@ class StateUnavailable(FleetError):
     """Redis could not be reached or did not answer in time."""
 
 
+class RoomServerAway(FleetError):
+    """The LiveKit server could not be reached or did not do what it was asked for."""
+
+
+class WorkerNotFound(FleetError):
+    """No worker of this name or id has a lease."""
+
+
 class StateMisconfigured(FleetError):
     """Redis is not set up as the fleet needs it."""
 

@@ -1,12 +1,20 @@
-"""Ghosts: participants whose process is dead, and how a room gets rid of them."""
+"""Ghosts: participants whose process is dead, how a room gets rid of them, and what its caller is told instead."""
 
 import importlib
+import json
 import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from worker.fleet.session import Session
+from worker.fleet.errors import RoomServerAway
+from worker.fleet.session import Reason, Session, agent_of
 from worker.fleet.settings import EnvironmentSettings
+
+if TYPE_CHECKING:
+    from livekit.api.room_service import RoomService
 
 logger = logging.getLogger(__name__)
 
@@ -23,18 +31,19 @@ class RoomServerSettings(EnvironmentSettings):
 
 
 class Ghosts:
-    """Removes participants; without LiveKit settings it only says that one was left to the server's timeout."""
+    """Looks after rooms from outside of them; without LiveKit settings it only says what was left to the server."""
 
     def __init__(self, settings: RoomServerSettings) -> None:
         self._settings = settings
 
     @property
-    def _is_possible(self) -> bool:
+    def is_possible(self) -> bool:
+        """Whether there is a LiveKit server to ask."""
         return bool(self._settings.url and self._settings.api_key and self._settings.api_secret)
 
     def warm_up(self) -> None:
         """Import the server's client, which blocks half a second; after a child's death its room would wait for it."""
-        if self._is_possible:
+        if self.is_possible:
             importlib.import_module("livekit.api")
 
     async def remove(self, session: Session) -> None:
@@ -43,10 +52,63 @@ class Ghosts:
 
     async def remove_identity(self, session: Session, identity: str) -> None:
         """The same for one of its agents, by the participant's identity."""
-        settings = self._settings
-        if not self._is_possible:
+        if not self.is_possible:
             logger.info("session %s: no LiveKit settings, its participant stays until it times out", session.session_id)
             return
+        try:
+            await self.take_out(session.room, identity)
+        except RoomServerAway as error:
+            logger.warning("session %s: its participant is still in the room", session.session_id, exc_info=error)
+
+    async def take_out(self, room: str, identity: str) -> None:
+        """Remove a participant from a room; one that is not there is fine. Raises `RoomServerAway`."""
+        from livekit.protocol.room import RoomParticipantIdentity
+
+        async with self._ask() as rooms:
+            await rooms.remove_participant(RoomParticipantIdentity(room=room, identity=identity))
+
+    async def agents(self) -> Sequence[tuple[str, str]]:
+        """Room and identity of every participant whose identity is that of a session's agent.
+
+        Empty without LiveKit settings. Raises `RoomServerAway`.
+        """
+        if not self.is_possible:
+            return []
+        from livekit.protocol.room import ListRoomsRequest
+
+        found: list[tuple[str, str]] = []
+        async with self._ask() as rooms:
+            for room in (await rooms.list_rooms(ListRoomsRequest())).rooms:
+                found.extend((room.name, identity) for identity in await _identities(rooms, room.name))
+        return [(room, identity) for room, identity in found if agent_of(identity)]
+
+    async def tell_failed(self, session: Session, reason: Reason) -> None:
+        """Say in the room's metadata that the session has failed, under the key `muster` of a JSON object.
+
+        What else stands in it stays; metadata that is no JSON object stays as it is. An absent server is logged.
+        """
+        if not self.is_possible:
+            return
+        try:
+            await self._tell_failed(session, reason)
+        except RoomServerAway as error:
+            logger.warning("session %s: its caller is not told that it failed", session.session_id, exc_info=error)
+
+    async def _tell_failed(self, session: Session, reason: Reason) -> None:
+        from livekit.protocol.room import ListRoomsRequest, UpdateRoomMetadataRequest
+
+        async with self._ask() as rooms:
+            for room in (await rooms.list_rooms(ListRoomsRequest(names=[session.room]))).rooms:
+                metadata = _with_failure(room.metadata, session, reason)
+                if metadata is None:
+                    logger.warning("session %s: its room's metadata is not Muster's to change", session.session_id)
+                    continue
+                await rooms.update_room_metadata(UpdateRoomMetadataRequest(room=room.name, metadata=metadata))
+
+    @asynccontextmanager
+    async def _ask(self) -> "AsyncIterator[RoomService]":
+        """The server's room service; whoever is not there is passed over, else raises `RoomServerAway`."""
+        settings = self._settings
         # A fleet without rooms does without its 24 MB.
         from aiohttp import ClientError, ClientTimeout
         from livekit import api
@@ -58,7 +120,33 @@ class Ghosts:
                 settings.api_secret,
                 timeout=ClientTimeout(total=_TIMEOUT),
             ) as server:
-                await server.room.remove_participant(api.RoomParticipantIdentity(room=session.room, identity=identity))
+                yield server.room
         except (api.TwirpError, ClientError, TimeoutError, OSError) as error:
             if getattr(error, "code", None) != "not_found":
-                logger.warning("session %s: its participant is still in the room", session.session_id, exc_info=error)
+                raise RoomServerAway from error
+
+
+async def _identities(rooms: "RoomService", room: str) -> Sequence[str]:
+    """Who is in a room; nobody in one that was closed meanwhile."""
+    from livekit.api import TwirpError
+    from livekit.protocol.room import ListParticipantsRequest
+
+    try:
+        listed = await rooms.list_participants(ListParticipantsRequest(room=room))
+    except TwirpError as error:
+        if error.code == "not_found":
+            return []
+        raise
+    return [participant.identity for participant in listed.participants]
+
+
+def _with_failure(metadata: str, session: Session, reason: Reason) -> str | None:
+    """The room's metadata with the session's end in it; None when it is no JSON object and so another's."""
+    try:
+        existing = json.loads(metadata or "{}")
+    except ValueError:
+        return None
+    if not isinstance(existing, dict):
+        return None
+    end = {"session": session.session_id, "status": reason.final_state, "reason": reason}
+    return json.dumps({**existing, "muster": end})

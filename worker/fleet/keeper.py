@@ -20,20 +20,23 @@ import psutil
 import redis.asyncio
 
 from worker.fleet import record_moves, records, workers
+from worker.fleet.actions import Action, Actions
 from worker.fleet.app import create_producer
 from worker.fleet.endings import Endings
 from worker.fleet.errors import RecordUnreadable, SessionNotFound, StateUnavailable
 from worker.fleet.ghosts import Ghosts, RoomServerSettings
 from worker.fleet.health import HealthFile
+from worker.fleet.lasting import Observation
+from worker.fleet.orphans import Orphans
 from worker.fleet.publishing import publisher
-from worker.fleet.reaper import Observation, Reaper
+from worker.fleet.reaper import Reaper
 from worker.fleet.recovery import Recovery
 from worker.fleet.redis_operations import connect_async, run_async
 from worker.fleet.session import Reason, Session
 from worker.fleet.settings import FleetSettings
 from worker.fleet.table import ABANDONED, Holding, Table
 from worker.fleet.task_states import show_end
-from worker.fleet.times import BEAT, HUNG, LOOK
+from worker.fleet.times import BEAT, HUNG, LOOK, SWEEP
 from worker.fleet.workers import WorkerStatus
 
 logger = logging.getLogger(__name__)
@@ -46,8 +49,9 @@ _PR_SET_PDEATHSIG = 1
 class Children:
     """The pool's processes that run sessions, as the liveness table shows them."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, actions: Actions) -> None:
         self._table = table
+        self._actions = actions
         self._processes: dict[int, psutil.Process | None] = {}
         self._last_look = 0.0
         self._looking_since = 0.0
@@ -66,8 +70,14 @@ class Children:
                 lost.append(holding)
             elif self._is_hung(holding):
                 logger.error("session %s: its process hangs and is killed", holding.session_id)
+                self._actions.count(Action.HUNG_KILLED)
                 _kill(holding.pid)
         return lost
+
+    def running(self) -> set[tuple[str, int]]:
+        """The sessions that processes say they run, each in an epoch."""
+        held = (slot.read() for slot in self._table.slots)
+        return {(holding.session_id, holding.epoch) for holding in held if holding and holding.pid != ABANDONED}
 
     def kill(self) -> None:
         """Kill whoever runs a session."""
@@ -104,23 +114,29 @@ class Keeper:
         table: Table,
         status: WorkerStatus,
         client: "redis.asyncio.Redis",
+        actions: Actions,
         endings: Endings,
         recovery: Recovery,
         reaper: Reaper,
+        orphans: Orphans,
         health: HealthFile,
         on_first_lease: Callable[[], None],
     ) -> None:
         self._table = table
         self._status = status
         self._client = client
+        self._actions = actions
         self._endings = endings
         self._recovery = recovery
         self._reaper = reaper
+        self._orphans = orphans
         self._health = health
         self._on_first_lease = on_first_lease
-        self._children = Children(table)
+        self._children = Children(table, actions)
         self._observation = Observation()
         self._lost: list[Holding] = []
+        self._judges = False
+        self._has_told_to_drain = False
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -135,6 +151,7 @@ class Keeper:
                 group.create_task(_every(LOOK, self._end_lost)),
                 group.create_task(_every(BEAT, self._renew)),
                 group.create_task(_every(BEAT, self._lead)),
+                group.create_task(_every(SWEEP, self._sweep)),
             ]
             await self._stopping.wait()
             for duty in duties:
@@ -153,12 +170,16 @@ class Keeper:
             del self._lost[:-_MOST_LOST]
 
     async def _end_lost(self) -> None:
-        while self._lost:
+        # Of two processes with messages of the same session and epoch one has found nothing to claim. Which of them
+        # is dead shows when the other one has gone on or given up.
+        running = self._children.running()
+        for lost in [each for each in self._lost if (each.session_id, each.epoch) not in running]:
             try:
-                await self._end(self._lost[0])
+                await self._end(lost)
             except StateUnavailable:
                 return
-            self._lost.pop(0)
+            if lost in self._lost:
+                self._lost.remove(lost)
 
     async def _end(self, lost: Holding) -> None:
         try:
@@ -193,13 +214,13 @@ class Keeper:
     async def _renew(self) -> None:
         sent_at = time.monotonic_ns()
         try:
-            is_new = await run_async(self._client, workers.renew(self._current_status()))
+            renewal = await run_async(self._client, workers.renew(self._current_status()))
         except StateUnavailable:
             self._lose_sight()
             return
         if not self._table.renewed_at:
             logger.info("%s has its lease", self._status.worker_id)
-        elif is_new:
+        elif renewal.is_new:
             logger.warning("%s: Redis has lost its lease, sessions register again", self._status.worker_id)
             self._table.emptied += 1
         self._table.renewed_at = sent_at
@@ -207,27 +228,59 @@ class Keeper:
         self._health.touch()
         self._on_first_lease()
         self._on_first_lease = _nothing
+        if renewal.is_to_drain:
+            self._tell_to_drain()
+        await self._send_actions()
+
+    def _tell_to_drain(self) -> None:
+        """Once, and not after somebody else has: to a worker that drains it means something else."""
+        if not (self._table.draining or self._has_told_to_drain):
+            self._has_told_to_drain = True
+            logger.info("%s is asked to drain", self._status.worker_id)
+            os.kill(self._table.parent_pid, signal.SIGTERM)
+
+    async def _send_actions(self) -> None:
+        try:
+            await self._actions.send(self._client)
+        except StateUnavailable:
+            logger.warning("what this keeper has done is not counted in Redis")
 
     async def _lead(self) -> None:
         try:
             leading = await run_async(self._client, workers.lead(self._status.worker_id))
             if leading:
                 await self._reaper.open_joins()
-            if leading and self._observation.suffices:
+            self._judges = leading and self._observation.suffices
+            if self._judges:
                 await self._reaper.judge()
             else:
-                self._reaper.forget_sessions()
+                self._forget()
+        except StateUnavailable:
+            self._lose_sight()
+
+    async def _sweep(self) -> None:
+        if not self._judges:
+            return
+        try:
+            await self._reaper.sweep()
+            await self._orphans.remove()
         except StateUnavailable:
             self._lose_sight()
 
     def _lose_sight(self) -> None:
+        self._judges = False
         self._observation.broke()
-        self._reaper.forget_sessions()
+        self._forget()
         self._reaper.forget_joins()
+
+    def _forget(self) -> None:
+        self._reaper.forget_sessions()
+        self._orphans.forget()
 
     def _current_status(self) -> WorkerStatus:
         busy = sum(1 for slot in self._table.slots if slot.read() is not None)
-        return replace(self._status, busy=busy, draining=self._table.draining)
+        holdings = sorted(workers.holding(*running) for running in self._children.running())
+        return replace(self._status, busy=busy, draining=self._table.draining, holdings=holdings)
 
     async def _resign(self) -> None:
         self._health.remove()
@@ -283,13 +336,17 @@ async def keep(table: Table, status: WorkerStatus) -> None:
     client = connect_async(settings.redis_url)
     ghosts = Ghosts(RoomServerSettings.from_env())
     producer = create_producer(settings.broker_url)
+    actions = Actions()
     endings = Endings(
         client=client,
+        actions=actions,
         remove_ghost=ghosts.remove,
+        tell_room=ghosts.tell_failed,
         show=partial(show_end, producer, hostname=status.worker_id.rpartition("#")[0]),
     )
     recovery = Recovery(
         client=client,
+        actions=actions,
         endings=endings,
         publish=publisher(producer, join_ttl=settings.join_ttl),
         lifetime=settings.session_hold,
@@ -298,15 +355,18 @@ async def keep(table: Table, status: WorkerStatus) -> None:
         table=table,
         status=status,
         client=client,
+        actions=actions,
         endings=endings,
         recovery=recovery,
         reaper=Reaper(
             client=client,
             tenant=settings.tenant,
             worker_id=status.worker_id,
+            actions=actions,
             endings=endings,
             recovery=recovery,
         ),
+        orphans=Orphans(client=client, actions=actions, agents=ghosts.agents, take_out=ghosts.take_out),
         health=HealthFile(settings.health_file),
         on_first_lease=_say_leased,
     )

@@ -11,68 +11,18 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import redis.asyncio
 
 from worker.fleet import admission, records, workers
+from worker.fleet.actions import Action, Actions
 from worker.fleet.endings import Endings
 from worker.fleet.errors import RecordUnreadable
+from worker.fleet.lasting import Lasting
 from worker.fleet.recovery import Recovery
 from worker.fleet.redis_operations import Answer, Operation, run_async
 from worker.fleet.session import Reason, Session, State
-from worker.fleet.times import LEASE, LEAVING, UNBROKEN, UNCLAIMED, UNPUBLISHED, UNRECORDED
+from worker.fleet.times import LEASE, LEAVING, UNCLAIMED, UNOWNED_SEEN, UNOWNED_UNSEEN, UNPUBLISHED, UNRECORDED
 
 logger = logging.getLogger(__name__)
 
 _RECENT = 1000
-
-
-class Lasting:
-    """For how long something has been so, by looking again and again; what was not seen in a round is forgotten."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._since: dict[str, float] = {}
-        self._seen: set[str] = set()
-
-    def seconds(self, what: str) -> float:
-        """Note that `what` is so; the answer is 0 the first time."""
-        self._seen.add(what)
-        now = self._clock()
-        return now - self._since.setdefault(what, now)
-
-    def restart(self, what: str) -> None:
-        """Count from now."""
-        self._since[what] = self._clock()
-
-    def next_round(self) -> None:
-        """Forget what was not noted since the last call."""
-        self._since = {what: since for what, since in self._since.items() if what in self._seen}
-        self._seen.clear()
-
-
-class Observation:
-    """Since when a keeper has seen Redis without a break.
-
-    A keeper that was suspended itself has seen nothing meanwhile.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._since: float | None = None
-        self._last = 0.0
-
-    def saw(self) -> None:
-        """Redis answered."""
-        now = self._clock()
-        if self._since is None or now - self._last > UNBROKEN:
-            self._since = now
-        self._last = now
-
-    def broke(self) -> None:
-        """Redis did not answer."""
-        self._since = None
-
-    @property
-    def suffices(self) -> bool:
-        """Whether it has lasted a whole lease."""
-        return self._since is not None and self._last - self._since >= LEASE and self._clock() - self._last <= UNBROKEN
 
 
 class Reaper:
@@ -84,6 +34,7 @@ class Reaper:
         client: "redis.asyncio.Redis",
         tenant: str,
         worker_id: str,
+        actions: Actions,
         endings: Endings,
         recovery: Recovery,
         clock: Callable[[], float] = time.monotonic,
@@ -91,6 +42,7 @@ class Reaper:
         self._client = client
         self._tenant = tenant
         self._worker_id = worker_id
+        self._actions = actions
         self._endings = endings
         self._recovery = recovery
         self._clock = clock
@@ -102,6 +54,7 @@ class Reaper:
     def forget_sessions(self) -> None:
         """What was remembered of sessions may be outdated: another keeper led, or Redis was away."""
         self._unfinished = None
+        self._lasting = Lasting(self._clock)
 
     def forget_joins(self) -> None:
         """Redis was away, so the lease that joins wait for starts again."""
@@ -119,6 +72,7 @@ class Reaper:
             self._closed_since = self._clock()
         if self._clock() - self._closed_since >= LEASE:
             await self._run(workers.open_joins(self._worker_id))
+            self._actions.count(Action.JOINS_OPENED)
             logger.info("joins are open")
 
     async def judge(self) -> None:
@@ -160,9 +114,14 @@ class Reaper:
         return self._unfinished.union(holders)
 
     async def _release_unrecorded(self, session_id: str, *, holding: bool) -> None:
-        if holding and self._lasting.seconds(f"unrecorded {session_id}") >= UNRECORDED:
+        if not holding:
+            if await self._run(admission.delist(self._tenant, session_id, after=UNRECORDED)):
+                self._actions.count(Action.STALE_INDEX_REMOVED)
+                logger.warning("session %s was listed without a record, it is not any more", session_id)
+        elif self._lasting.seconds(f"unrecorded {session_id}") >= UNRECORDED:
             # Its room is not known, and need not be: a room whose holder is not in the live set is free.
             await self._run(admission.release(self._tenant, "", session_id))
+            self._actions.count(Action.RELEASED_UNRECORDED)
             logger.warning("session %s held a room without a record, released", session_id)
 
     async def _release_over(self, session: Session, alive: Collection[str], *, holding: bool) -> None:
@@ -171,19 +130,37 @@ class Reaper:
         lasting = self._lasting.seconds(f"leaving {session.session_id}")
         if session.owner not in alive or lasting >= LEAVING:
             await self._endings.release(session)
+            self._actions.count(Action.RELEASED_OVER)
             logger.warning("session %s held its room after its end, released", session.session_id)
 
     async def _judge_unclaimed(self, session: Session) -> None:
-        if time.time() > session.join_deadline:
-            recovering = session.state is State.RECOVERING
-            await self._endings.end(session, Reason.WORKER_LOST if recovering else Reason.JOIN_EXPIRED)
-            return
+        seen = self._lasting.seconds(f"waiting {session.session_id} {session.epoch}")
+        if session.state is State.QUEUED and time.time() > session.join_deadline:
+            await self._endings.end(session, Reason.JOIN_EXPIRED)
+        elif session.state is State.RECOVERING and self._is_given_up(session, seen=seen):
+            await self._endings.end(session, Reason.WORKER_LOST)
+        else:
+            await self._publish_again(session)
+
+    def _is_given_up(self, session: Session, *, seen: float) -> bool:
+        """Whether nobody comes for a lost call; while Redis is away nobody can, so only what was seen of it counts."""
+        late = time.time() - session.join_deadline
+        return late > UNOWNED_UNSEEN or (late > 0 and seen >= UNOWNED_SEEN)
+
+    async def _publish_again(self, session: Session) -> None:
         waiting = f"unclaimed {session.session_id} {session.epoch}"
         patience = UNPUBLISHED if session.published_at is None else UNCLAIMED
         if self._lasting.seconds(waiting) >= patience:
             self._lasting.restart(waiting)
+            self._actions.count(Action.REPUBLISHED)
             logger.info("session %s is still %s, its message is published again", session.session_id, session.state)
             await self._recovery.publish(session)
+
+    async def sweep(self) -> None:
+        """Remove what workers without a lease have left in the fleet's index; raises `StateUnavailable`."""
+        for worker_id in await self._run(workers.sweep()):
+            self._actions.count(Action.STALE_INDEX_REMOVED)
+            logger.warning("worker %s was listed without a lease, it is not any more", worker_id)
 
     async def _run(self, operation: Operation[Answer]) -> Answer:
         return await run_async(self._client, operation)

@@ -8,6 +8,7 @@ import redis.asyncio
 from kombu.exceptions import OperationalError
 
 from worker.fleet import record_moves, records
+from worker.fleet.actions import Action, Actions
 from worker.fleet.endings import Endings
 from worker.fleet.errors import MoveRefused, RecoveriesExhausted, SessionNotFound
 from worker.fleet.redis_operations import run_async
@@ -21,7 +22,7 @@ MOST_IN_A_ROW = 3
 
 
 class Recovery:
-    """Gives sessions of lost owners to other workers; `count` tells how many.
+    """Gives sessions of lost owners to other workers.
 
     `publish` blocks; what it cannot put on the broker the leading keeper publishes again.
     """
@@ -30,12 +31,13 @@ class Recovery:
         self,
         *,
         client: "redis.asyncio.Redis",
+        actions: Actions,
         endings: Endings,
         publish: Callable[[Session], None],
         lifetime: float,
     ) -> None:
-        self.count = 0
         self._client = client
+        self._actions = actions
         self._endings = endings
         self._publish = publish
         self._lifetime = lifetime
@@ -60,12 +62,12 @@ class Recovery:
         except (MoveRefused, SessionNotFound) as refusal:
             logger.info("session %s is left alone: %s", session.session_id, refusal)
             return
-        self.count += 1
+        so_far = self._actions.count(Action.RECOVERED)
         logger.warning(
             "session %s has lost its owner and goes on in epoch %d (%d so far)",
             session.session_id,
             recovering.epoch,
-            self.count,
+            so_far,
         )
         self._endings.clear_up(session, Reason.WORKER_LOST)
         await self.publish(recovering)

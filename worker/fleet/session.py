@@ -97,6 +97,16 @@ def states_before(target: State) -> frozenset[State]:
     return frozenset(state for state, following in _NEXT.items() if target in following)
 
 
+_AGENT = "agent-"
+
+
+def agent_of(identity: str) -> tuple[str, int] | None:
+    """Of which session and epoch a participant is the agent; None when it is another one."""
+    session_id, _, epoch = identity.removeprefix(_AGENT).rpartition("-")
+    is_agent = identity.startswith(_AGENT) and session_id and epoch.isascii() and epoch.isdecimal()
+    return (session_id, int(epoch)) if is_agent else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Session:
     """One session's record; times are Unix seconds, `None` when not yet."""
@@ -141,16 +151,12 @@ class Session:
     @property
     def agent_identity(self) -> str:
         """The participant's identity of this epoch's agent in the room."""
-        return f"{self._agent_prefix}{self.epoch}"
+        return f"{_AGENT}{self.session_id}-{self.epoch}"
 
     def epoch_of(self, identity: str) -> int | None:
         """Of which epoch of this session a participant is the agent; None when it is another one."""
-        epoch = identity.removeprefix(self._agent_prefix)
-        return int(epoch) if epoch != identity and epoch.isdecimal() else None
-
-    @property
-    def _agent_prefix(self) -> str:
-        return f"agent-{self.session_id}-"
+        session_id, epoch = agent_of(identity) or ("", None)
+        return epoch if session_id == self.session_id else None
 
     @property
     def task_id(self) -> str:

@@ -60,11 +60,20 @@ UNCLAIMED = 5.0
 UNRECORDED = 5.0
 #: A session that is over may hold its room: its owner is just leaving it.
 LEAVING = 5.0
+#: Between two looks at LiveKit's rooms and at the workers' index: each costs a request per room.
+SWEEP = 10.0
+#: An agent that nobody vouches for may be in a room: its owner is just leaving it, or registers again.
+ORPHANED = 15.0
 
 # Recovery: how a session goes on without its owner.
 
 #: A session may be without an owner for so long.
 UNOWNED = 30.0
+#: Whoever gives it up must have seen it wait for so long without a break: while Redis is away nobody can claim it, and
+#: its message may be void by the time it returns.
+UNOWNED_SEEN = 15.0
+#: However little was seen of it, so long after that it is given up: no live call outlives a longer outage either.
+UNOWNED_UNSEEN = 60.0
 #: After its claim an owner's loss has nothing to do with the ones before.
 SETTLED = 60.0
 
