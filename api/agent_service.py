@@ -9,6 +9,7 @@ from kombu.exceptions import OperationalError
 from api.chat import ChatViews, chat_routes
 from api.errors import InvalidRequest
 from api.models import (
+    DrainAnswer,
     HandOverAnswer,
     HandOverRequest,
     JoinAnswer,
@@ -22,6 +23,9 @@ from api.models import (
     SessionsQuery,
     TurnsAnswer,
     TurnsQuery,
+    WorkerAnswer,
+    WorkerPath,
+    WorkersAnswer,
 )
 from api.readiness import ReadinessViews, readiness_route
 from api.routes import Route
@@ -43,6 +47,7 @@ from worker.fleet.errors import (
     SessionNotOver,
     StateMisconfigured,
     StateUnavailable,
+    WorkerNotFound,
 )
 from worker.fleet.publishing import chat_publisher, publisher
 from worker.fleet.redis_operations import connect
@@ -84,6 +89,17 @@ class SessionViews:
         answer = HandOverAnswer(session_id=session.session_id, epoch=session.epoch, worker=session.owner)
         return respond(answer, status=202)
 
+    def drain(self, *, path: WorkerPath) -> Response:
+        """202 when the worker was asked; the list of workers shows how far it is, and that it has gone."""
+        asked = self._control.drain(path.worker)
+        return respond(DrainAnswer(workers=[WorkerAnswer.of(worker) for worker in asked]), status=202)
+
+    def workers(self) -> Response:
+        """The workers whose lease holds, and what was done in others' place."""
+        fleet, actions = self._control.fleet(), self._control.actions()
+        listed = [WorkerAnswer.of(worker) for worker in sorted(fleet.workers, key=lambda worker: worker.worker_id)]
+        return respond(WorkersAnswer(workers=listed, joins_open=fleet.ready, actions=dict(sorted(actions.items()))))
+
     def sessions(self, *, query: SessionsQuery) -> Response:
         """The newest sessions, of one state when `?state=` names it."""
         listed = self._control.list(state=query.state)
@@ -115,6 +131,7 @@ def create_app(
     readiness = ReadinessViews.connect(settings, server_check=server_check)
     routes = [
         *session_routes(views),
+        *worker_routes(views),
         *chat_routes(ChatViews(control=chat or _connect_chat(settings))),
         webhook_route(webhooks or WebhookSettings.from_env(), departures or _connect_departures(settings)),
         health_route("/health"),
@@ -186,6 +203,29 @@ def session_routes(views: SessionViews) -> Sequence[Route]:
             query=TurnsQuery,
             answers={200: TurnsAnswer},
             refusals=no_session,
+        ),
+    ]
+
+
+def worker_routes(views: SessionViews) -> Sequence[Route]:
+    """Everything that is asked of workers."""
+    return [
+        Route(
+            method="GET",
+            address="/workers",
+            view=views.workers,
+            summary="The workers, their calls, and what their keepers have done",
+            answers={200: WorkersAnswer},
+            refusals=(StateUnavailable,),
+        ),
+        Route(
+            method="POST",
+            address="/workers/<worker>/drain",
+            view=views.drain,
+            summary="Have a worker take no new session, hand its calls over and exit",
+            path=WorkerPath,
+            answers={202: DrainAnswer},
+            refusals=(WorkerNotFound, StateUnavailable),
         ),
     ]
 

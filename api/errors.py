@@ -51,6 +51,7 @@ from worker.fleet.errors import (
     StateMisconfigured,
     StateUnavailable,
     TurnInProgress,
+    WorkerNotFound,
 )
 
 
@@ -157,6 +158,7 @@ _KINDS: Mapping[type[Exception], ProblemKind] = {
     RequestEntityTooLarge: ProblemKind(413, "payload_too_large", "The body is too large"),
     UnsupportedMediaType: ProblemKind(415, "unsupported_media_type", "The body is not of the right type"),
     SessionNotFound: ProblemKind(404, "session_not_found", "There is no such session"),
+    WorkerNotFound: ProblemKind(404, "worker_not_found", "There is no such worker"),
     ChatTurnNotFound: ProblemKind(404, "turn_not_found", "There is no such text"),
     IdempotencyKeyReused: ProblemKind(409, "idempotency_key_reused", "The key belongs to another request"),
     SessionNotOver: ProblemKind(409, "session_not_over", "The session is not over"),

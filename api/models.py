@@ -12,7 +12,7 @@ from api.asked import Asked
 from api.configuration import AgentConfiguration
 from worker.fleet.joining import Joined
 from worker.fleet.session import Session, State
-from worker.fleet.workers import Fleet
+from worker.fleet.workers import Fleet, WorkerStatus
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,12 @@ class HandOverRequest(Asked):
     worker: WorkerName | None = None
 
 
+class WorkerPath(Asked):
+    """The name of a worker."""
+
+    worker: WorkerName
+
+
 class SessionsQuery(Asked):
     """Which sessions to list; all when there is no `state`."""
 
@@ -190,6 +196,43 @@ class HandOverAnswer(Answer):
     session_id: str
     epoch: int
     worker: str
+
+
+class WorkerAnswer(Answer):
+    """A worker whose lease holds: `worker` is its id, `busy` counts the calls that it has on its `slots`."""
+
+    worker: str
+    name: str
+    slots: int
+    busy: int
+    draining: bool
+    started_at: float
+
+    @classmethod
+    def of(cls, status: WorkerStatus) -> "WorkerAnswer":
+        """What its keeper says of it."""
+        return cls(
+            worker=status.worker_id,
+            name=status.name,
+            slots=status.slots,
+            busy=status.busy,
+            draining=status.draining,
+            started_at=status.started_at,
+        )
+
+
+class DrainAnswer(Answer):
+    """The workers of the name that were asked to drain; each begins within a second or two."""
+
+    workers: list[WorkerAnswer]
+
+
+class WorkersAnswer(Answer):
+    """The fleet's workers, and how often their keepers have done what in others' place."""
+
+    workers: list[WorkerAnswer]
+    joins_open: bool
+    actions: dict[str, int]
 
 
 class Timings(Answer):

@@ -56,6 +56,7 @@ def main() -> None:
     muster up                           start everything and stay
     muster call --say "What do you sell?"   talk to the agents of `muster up`
     muster handover SESSION             have another worker go on with a call
+    muster drain WORKER                 have all its calls go on elsewhere, and the worker exit
     muster chat                         write to them
     muster knowledge add FILE...        documents the agents answer from
     muster eval                         hold scripted conversations and judge them
@@ -205,8 +206,36 @@ def handover(session: str, to: str | None, agent_service: str | None) -> None:
 
 
 @main.command()
+@click.argument("worker")
+@click.option(
+    "--wait",
+    "patience",
+    type=click.FloatRange(0),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to look on; the worker goes on draining.",
+)
+@click.option(
+    "--agent-service", metavar="URL", envvar="AGENT_SERVICE_URL", help="Its address [default: of `muster up`]."
+)
+def drain(worker: str, patience: float, agent_service: str | None) -> None:
+    """Have the WORKER of this name take no new call, hand its calls over and exit, as SIGTERM does.
+
+    `muster status` names the workers. MUSTER_API_KEY is shown to the agent service.
+    """
+    console = Console()
+    with _readable_errors(console):
+        urls = {AGENT_SERVICE: agent_service} if agent_service else StateFile(home=home_directory()).running().urls
+        from muster.drain import run_drain
+
+        code = run_drain(worker, patience=patience, urls=urls, console=console)
+    raise SystemExit(code)
+
+
+@main.command()
 def status() -> None:
-    """Show the running stack: its addresses, its processes, its logs."""
+    """Show the running stack: its addresses, its processes, its workers, its logs."""
     console = Console()
     with _readable_errors(console):
         state = StateFile(home=home_directory()).running()
@@ -214,6 +243,9 @@ def status() -> None:
     minutes = (time.time() - state.started_at) / 60
     console.print(f"Supervisor: process {state.pid}, for {minutes:.0f} minutes")
     console.print("Parts: " + ", ".join(f"{name} {pid}" for name, pid in state.parts.items()))
+    from muster.fleet import print_fleet
+
+    print_fleet(state.urls, console=console)
     console.print(f"Logs: {state.directory}")
 
 

@@ -28,6 +28,7 @@ from muster.errors import (
     StateMisconfigured,
     StateUnavailable,
     UnexpectedAnswer,
+    WorkerNotFound,
 )
 
 #: Seconds; a service answers within a few even when its Redis is frozen, so that this is far above.
@@ -63,6 +64,34 @@ class HandingOver:
     session_id: str
     epoch: int
     worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker that runs; `worker` is its id, which sessions name, `busy` counts the calls it has on its `slots`."""
+
+    worker: str
+    name: str
+    slots: int
+    busy: int
+    draining: bool
+    started_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """The fleet's workers, and how often their keepers have done what for those that could not do it themselves."""
+
+    workers: tuple[Worker, ...]
+    joins_open: bool
+    actions: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """Workers that were asked to drain."""
+
+    workers: tuple[Worker, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +284,7 @@ REFUSALS: Mapping[str, type[RequestRefused]] = {
     "key_unknown": KeyRefused,
     "keys_required": KeyRefused,
     "session_not_found": SessionNotFound,
+    "worker_not_found": WorkerNotFound,
     "idempotency_key_reused": IdempotencyKeyReused,
     "handover_impossible": HandOverImpossible,
     "turn_not_found": ChatTurnNotFound,
@@ -342,6 +372,17 @@ class MusterClient:
         """
         url = f"{self._agent_service}/sessions/{session_id}/handover"
         return self._ask(HandingOver, "POST", url, json={"worker": to} if to else {})
+
+    def workers(self) -> Workers:
+        """The workers that run."""
+        return self._ask(Workers, "GET", f"{self._agent_service}/workers")
+
+    def drain(self, name: str) -> Draining:
+        """Asks the workers of this name to take no new call, hand theirs over and exit; usually that is one.
+
+        One that is not among `workers()` any more has gone. Raises `WorkerNotFound`.
+        """
+        return self._ask(Draining, "POST", f"{self._agent_service}/workers/{name}/drain")
 
     def session(self, session_id: str) -> Session:
         """One session, live or over. Raises `SessionNotFound`."""

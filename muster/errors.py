@@ -9,6 +9,7 @@ MusterError
     ├── InvalidRequest      invalid_request, and whatever else no valid request meets
     ├── KeyRefused          key_missing, key_malformed, key_unknown, keys_required
     ├── SessionNotFound     session_not_found
+    ├── WorkerNotFound      worker_not_found
     ├── IdempotencyKeyReused    idempotency_key_reused
     ├── HandOverImpossible      handover_impossible
     ├── ServiceBroken       internal_error, record_unreadable
@@ -75,6 +76,10 @@ class KeyRefused(RequestRefused):
 
 class SessionNotFound(RequestRefused):
     """There is no session with this id."""
+
+
+class WorkerNotFound(RequestRefused):
+    """No worker of this name is running."""
 
 
 class IdempotencyKeyReused(RequestRefused):

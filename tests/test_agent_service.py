@@ -20,6 +20,7 @@ from worker.fleet.publishing import SESSIONS_QUEUE
 from worker.fleet.redis_operations import run
 from worker.fleet.session import Reason, Session, State
 from worker.fleet.settings import FleetSettings
+from worker.fleet.workers import DRAIN_KEPT
 
 TURNS = [
     Turn(item_id="1", role="user", at=1.0, text="Hello"),
@@ -192,6 +193,21 @@ def test_a_live_session_is_handed_over_when_another_worker_is_free(service: Flas
     assert (command["kind"], command["epoch"], command["to"]) == ("handover", "1", "worker-2")
 
 
+def test_a_worker_is_asked_to_drain_by_its_name_and_the_list_shows_it(service: FlaskClient, redis_url: str) -> None:
+    lease_worker(redis_url, worker_id="worker-2#1")
+
+    asked = service.post("/workers/worker-2/drain")
+    listed = service.get("/workers").get_json()
+
+    worker = {"worker": "worker-2#1", "name": "worker-2", "slots": 2, "busy": 0, "draining": False, "started_at": 0.0}
+    assert (asked.status_code, asked.get_json()) == (202, {"workers": [worker]})
+    assert worker in listed["workers"] and len(listed["workers"]) == 2
+    assert (listed["joins_open"], listed["actions"]) == (True, {})
+    with client_of(redis_url) as client:
+        assert 0 < client.pttl("muster:{workers}:drain:worker-2#1") <= DRAIN_KEPT * 1000
+        assert client.keys("muster:{workers}:drain:*") == ["muster:{workers}:drain:worker-2#1"]
+
+
 def test_a_session_is_left_and_listed_on_another_replica_than_it_was_joined_on(
     service: FlaskClient, redis_url: str
 ) -> None:
@@ -354,6 +370,8 @@ def test_a_join_that_is_not_as_agreed_is_refused_by_name(service: FlaskClient, b
         ("POST", "/leave", {"json": {"session_id": "unknown"}}, 404, "session_not_found"),
         ("POST", "/sessions/unknown/handover", {"json": {}}, 404, "session_not_found"),
         ("POST", "/sessions/unknown/handover", {"json": {"worker": "a b"}}, 422, "invalid_request"),
+        ("POST", "/workers/unknown/drain", {}, 404, "worker_not_found"),
+        ("POST", "/workers/a%20b/drain", {}, 422, "invalid_request"),
         ("GET", "/sessions/unknown", {}, 404, "session_not_found"),
         ("GET", "/sessions/unknown/turns", {}, 404, "session_not_found"),
         ("GET", "/sessions/unknown/turns?after=yesterday", {}, 422, "invalid_request"),

@@ -27,6 +27,7 @@ from muster.errors import (
     SessionNotFound,
     StateUnavailable,
     UnexpectedAnswer,
+    WorkerNotFound,
 )
 from tests.open_fleet import agent_service, claim, client_of, lease_worker, open_joins
 from worker.call.timings import TurnTimings
@@ -63,6 +64,15 @@ def client(redis_url: str, connect: Connect) -> MusterClient:
 
 def answering(response: httpx.Response) -> MusterClient:
     return MusterClient("http://agent.test", transport=httpx.MockTransport(lambda request: response))
+
+
+def test_workers_are_listed_and_asked_to_drain(client: MusterClient, redis_url: str) -> None:
+    lease_worker(redis_url, worker_id="worker-2#1")
+    listed = client.workers()
+    worker = listed.workers[-1]
+    assert (worker.worker, worker.name, worker.draining, listed.joins_open) == ("worker-2#1", "worker-2", False, True)
+    assert client.drain(worker.name).workers == (worker,)
+    assert type(refusal(lambda: client.drain("nobody"))) is WorkerNotFound
 
 
 def test_a_session_is_joined_found_listed_and_left(client: MusterClient, redis_url: str) -> None:

@@ -52,7 +52,7 @@ def holder(table: Table) -> Iterator["subprocess.Popen[bytes]"]:
 @pytest.fixture
 def child(table: Table) -> Iterator[Child]:
     """This process as a child of a pool; its signals are given back."""
-    numbers = (SOFT_LIMIT, DRAIN, signal.SIGALRM)
+    numbers = (SOFT_LIMIT, DRAIN, signal.SIGALRM, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
     yield Child(worker_id="worker@test#1", table=table, index=0)
     for number, handler in before.items():

@@ -236,6 +236,20 @@ def test_a_second_sigterm_waits_for_the_call_and_exits_with_0(fleet: Fleet, stay
         assert status(fleet, "twice") is None
 
 
+@pytest.mark.parametrize("drains", [False, True])
+def test_sigquit_ends_a_worker_at_once_and_its_call_goes_on_with_another(
+    fleet: Fleet, stays: Worker, drains: bool
+) -> None:
+    with fleet.worker("quits", slots=1) as quits:
+        session = fleet.live_on(quits, "quits")
+        if drains:
+            quits.terminate()
+            wait_until(lambda: any("draining, 1" in line for line in quits.lines), within=2)
+        quits.process.send_signal(signal.SIGQUIT)
+        assert quits.wait(5) == 0
+        fleet.leave(goes_on(fleet, session, within=LOST))
+
+
 def test_the_sessions_of_a_worker_that_dies_whole_go_on_with_another(fleet: Fleet, stays: Worker) -> None:
     own = fleet.live_on(stays, "survivor")
     with fleet.worker("doomed", slots=1) as doomed:

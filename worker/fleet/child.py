@@ -50,11 +50,13 @@ class Child:
 
         Not through an event loop: closing a loop resets its signals to their default action, and the next one
         would kill an idle child. SIGALRM is left to the kernel's default, so that a timer a session arms acts even
-        when no Python code runs.
+        when no Python code runs; SIGTERM, too: the pool's own handler would unwind the session, which would record
+        an end for a call that another worker can go on with.
         """
         signal.signal(SOFT_LIMIT, self._on_signal)
         signal.signal(DRAIN, self._on_signal)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def begin(self) -> None:

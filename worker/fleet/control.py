@@ -9,9 +9,9 @@ from typing import Any, Concatenate, ParamSpec
 
 import redis
 
-from worker.fleet import admission, chats, handing_over, record_moves, records, workers
+from worker.fleet import actions, admission, chats, handing_over, record_moves, records, workers
 from worker.fleet.breaker import Breaker
-from worker.fleet.errors import HandOverImpossible, SessionNotFound, StateUnavailable
+from worker.fleet.errors import HandOverImpossible, SessionNotFound, StateUnavailable, WorkerNotFound
 from worker.fleet.joining import Join, Joined
 from worker.fleet.patience import Patience
 from worker.fleet.redis_operations import AT_A_TIME, Answer, Operation, run, run_many
@@ -152,6 +152,24 @@ class SessionControl:
         """Committed turns after a cursor, each with its own; raises `SessionNotFound`."""
         self._read(session_id)
         return self._run(records.turns_after(session_id, after))
+
+    @_in_time
+    def drain(self, name: str) -> Sequence[workers.WorkerStatus]:
+        """Ask the workers of this name to drain, as SIGTERM does; each hears of it within a beat.
+
+        Usually that is one; the lease of one that died may last a little longer. Raises `WorkerNotFound`.
+        """
+        named = [worker for worker in self._run(workers.fleet()).workers if worker.name == name]
+        asked = self._run(workers.ask_to_drain([worker.worker_id for worker in named])) if named else []
+        if not asked:
+            raise WorkerNotFound()
+        logger.info("asked to drain", extra={"workers": asked})
+        return [worker for worker in named if worker.worker_id in asked]
+
+    @_in_time
+    def actions(self) -> Mapping[str, int]:
+        """What keepers have done in others' place, and how often."""
+        return self._run(actions.read())
 
     @_in_time
     def fleet(self) -> workers.Fleet:

@@ -3,6 +3,8 @@
 FleetError
 ├── SettingsInvalid
 ├── StateUnavailable
+├── RoomServerAway
+├── WorkerNotFound
 ├── StateMisconfigured
 ├── SessionNotFound
 ├── SessionFailed

@@ -7,6 +7,16 @@ Key space (one slot per session; all expire):
 
 and, written by `graphs/checkpointer.py`, `checkpoints` and `checkpoint_writes`, which live as long as these.
 
+Every owner reads the commands from the first one on, and applies each at most once, because each says itself to whom
+it belongs (`tests/test_fleet_commands.py`):
+
+    leave             to whoever owns the session; it ends once, so that the wish to end it comes true once
+    think             to whoever takes the text first: a text is taken once (`chats.py`), and one whose answer broke off
+                      is not answered by the next owner; its outcome is unknown until it is sent again
+    handover          to the owner of the epoch that it names: one that was lost meanwhile has not handed over
+    successor_ready   to the owner that has offered the epoch it names; no epoch is offered twice
+    passed            to the successor of the epoch it names; no other one has it
+
 An active record lives for the longest call and some minutes, an ended one for `KEPT_AFTER_END`.
 """
 
