@@ -54,6 +54,8 @@ class Baton:
         #: Whether it was passed on.
         self.is_given = False
         self._clock = clock
+        #: Whether it was passed to this agent by another one, and when, in `time.monotonic()`.
+        self.taken_at: float | None = None
         self._held = asyncio.Event()
         self._changed = asyncio.Event()
         self._taken_at = 0.0
@@ -75,6 +77,7 @@ class Baton:
 
     def take(self, *, is_open: bool) -> None:
         """Answer from here on; `is_open` tells whether the caller was in the middle of a turn when it was passed."""
+        self.taken_at = time.monotonic()
         self._taken_at, self._was_open = self._clock(), is_open
         self._held.set()
         self._change()

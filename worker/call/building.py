@@ -17,12 +17,14 @@ from graphs.tickets import RedisTickets
 from worker.call import room as rooms
 from worker.call.agent_llm import AgentLLM
 from worker.call.agents import open_agent
+from worker.call.agreeing import Agreement
 from worker.call.dead_man import DeadMan
 from worker.call.errors import SpeechNotRendered
 from worker.call.fences import Fences
 from worker.call.handing_over import Giver
 from worker.call.knowledge import open_search
 from worker.call.lifecycle import Call
+from worker.call.open_turn import OpenTurn
 from worker.call.phrases import Phrases, open_cache
 from worker.call.presence import Presence
 from worker.call.providers import Providers, open_providers
@@ -35,7 +37,6 @@ from worker.conversation.continuing import Conversation, open_conversation
 from worker.conversation.transcript import Transcript, exchange_turn
 from worker.fleet import handing_over, records, workers
 from worker.fleet.app import create_producer
-from worker.fleet.ghosts import Ghosts, RoomServerSettings
 from worker.fleet.publishing import offerer
 from worker.fleet.redis_operations import run_async
 from worker.fleet.session import Session, State
@@ -49,6 +50,8 @@ class Place:
     """The room, which is being joined, and what guards this agent in it."""
 
     room: rtc.Room
+    presence: Presence
+    agreement: Agreement
     fences: Fences
     dead_man: DeadMan
     connecting: asyncio.Task[None]
@@ -78,20 +81,16 @@ def join(serving: Serving) -> Place:
     serving.keep(dead_man.keep())
     connecting = asyncio.create_task(rooms.connect(room, session, serving.settings))
     serving.stack.push_async_callback(_disconnect, room, connecting)
-    return Place(room, fences, dead_man, connecting)
+    return Place(room, presence, Agreement(room, session), fences, dead_man, connecting)
 
 
 def _raise_fences(serving: Serving, room: rtc.Room) -> Fences:
     session, settings = serving.session, serving.settings
-    ghosts = Ghosts(
-        RoomServerSettings(
-            LIVEKIT_URL=settings.livekit_url,
-            LIVEKIT_API_KEY=settings.livekit_api_key,
-            LIVEKIT_API_SECRET=settings.livekit_api_secret,
-        )
-    )
+    ghosts = rooms.open_ghosts(settings)
 
     async def is_ours() -> bool:
+        if not serving.record.is_sure.is_set():
+            return True
         record = await run_async(serving.client, records.read(session.session_id))
         # Without its record the session registers again.
         return record is None or handing_over.owns(record, session) or handing_over.is_standby(record, session)
@@ -160,6 +159,7 @@ def open_transcript(serving: Serving) -> Transcript:
         client=serving.client,
         lifetime=serving.settings.session_hold,
         on_lost=serving.ending.supersede,
+        is_sure=serving.record.is_sure,
     )
 
 
@@ -194,12 +194,15 @@ class Line:
 
     call: Call
     agent_llm: AgentLLM
+    open_turn: OpenTurn
 
 
 def build_line(serving: Serving, place: Place, speech: Speech, agent: SupervisorAgent, transcript: Transcript) -> Line:
     """The pipeline of the call, which is not started."""
     clock, baton = TurnClock(), serving.baton
-    voice_agent = VoiceAgent(agent, transcript=transcript, clock=clock, baton=baton)
+    open_turn = OpenTurn(serving.session, client=serving.client)
+    serving.keep(open_turn.keep())
+    voice_agent = VoiceAgent(agent, transcript=transcript, clock=clock, baton=baton, open_turn=open_turn)
     warm = speech.providers.openai.models.list
     agent_llm = AgentLLM(agent, observe=voice_agent.observe, warm=warm, baton=baton)
     call = Call(
@@ -216,7 +219,7 @@ def build_line(serving: Serving, place: Place, speech: Speech, agent: Supervisor
         on_first_audio=lambda: _went_live(serving),
         time_left=_time_left(serving.session, serving.settings),
     )
-    return Line(call, agent_llm)
+    return Line(call, agent_llm, open_turn)
 
 
 def _went_live(serving: Serving) -> None:
@@ -266,8 +269,11 @@ def build_giver(serving: Serving, place: Place, line: Line, thinking: Thinking, 
         messages=serving.messages,
         wish=serving.wish,
         accept=accept,
+        refuse=place.fences.refuse,
         publish=publish,
-        flush=lambda seconds: transcript.flush(timeout=seconds),
-        insist=serving.record.insist,
+        is_stored=lambda: transcript.is_stored,
+        ask=place.agreement.ask,
+        record=serving.record,
+        place=lambda: serving.child.place,
         lifetime=settings.session_hold,
     )

@@ -17,9 +17,13 @@ from worker.call.own_record import OwnRecord
 from worker.call.serving import Serving
 from worker.call.settings import CallSettings
 from worker.call.talking import talk
+from worker.fleet.app import create_producer
 from worker.fleet.child import Child
+from worker.fleet.endings import Endings
+from worker.fleet.publishing import publisher
+from worker.fleet.recovery import Recovery
 from worker.fleet.redis_operations import connect_async
-from worker.fleet.session import Reason
+from worker.fleet.session import Reason, Session
 from worker.fleet.task_states import DRAINING
 
 logger = logging.getLogger(__name__)
@@ -87,9 +91,20 @@ class _Service:
             child=self._child,
             ending=self._ending,
             baton=claimed.baton,
+            recovery=self._recovery(client),
             hold=self._settings.session_hold,
             emptied=self._emptied,
         )
+
+    def _recovery(self, client: "redis.asyncio.Redis") -> Recovery:
+        settings = self._settings
+
+        def publish(session: Session) -> None:
+            publisher(create_producer(settings.broker_url), join_ttl=settings.join_ttl)(session)
+
+        # The agent has left the room by then.
+        endings = Endings(client=client, remove_ghost=_leave_alone)
+        return Recovery(client=client, endings=endings, publish=publish, lifetime=settings.session_hold)
 
     @contextmanager
     def _watching_signals(self) -> Iterator[None]:
@@ -156,3 +171,7 @@ class _Service:
         while True:
             self._child.slot.stamp()
             await asyncio.sleep(_STAMP)
+
+
+async def _leave_alone(session: Session) -> None:
+    pass

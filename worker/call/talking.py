@@ -32,13 +32,16 @@ from worker.call.thinking import Thinking
 from worker.conversation.continuing import BEGINNING, TOOL_LIMIT, Conversation, store_rest
 from worker.conversation.text_turns import is_written
 from worker.conversation.transcript import Transcript
+from worker.fleet import drafts, handing_over, workers
 from worker.fleet.errors import StateUnavailable
-from worker.fleet.redis_operations import connect_async
+from worker.fleet.redis_operations import connect_async, run_async
 from worker.fleet.session import State
 from worker.fleet.task_states import LIVE
 
 logger = logging.getLogger(__name__)
 
+#: Seconds between two looks whether the call of a draining worker may move.
+_DRAIN_LOOK = 0.25
 #: Seconds between two attempts, and seconds all of them may take, to read what was said before.
 _LOAD_RETRY = 0.5
 _LOAD_LIMIT = 20.0
@@ -71,6 +74,7 @@ async def talk(serving: Serving) -> None:
     thinking = build_thinking(serving, line, transcript)
     serving.keep(_think(serving, thinking))
     giver = build_giver(serving, place, line, thinking, transcript)
+    serving.keep(_move_when_drained(serving, place, line.call))
     talk = _Talk(serving, place, line, giver, agent, conversation)
     if await serving.ending.unless_decided(_enter(place, line.call)):
         await (talk.begin(begun, speech.greeting) if serving.baton.is_held else talk.take_over())
@@ -97,7 +101,8 @@ class _Talk:
             return
         # Not what was said in the session that this one continues: there the caller has heard no greeting yet.
         if begun.cursor != BEGINNING or (begun.messages and session.first_audio_at is not None):
-            call.resume(await _unanswered(serving, begun.messages))
+            self.line.open_turn.cut_off = await _cut_off(serving, begun.messages)
+            call.resume(await _unanswered(serving, begun.messages), open_turn=self.line.open_turn)
         else:
             call.greet()
         serving.keep(self.giver.run())
@@ -121,6 +126,9 @@ class _Talk:
         if begun is None:
             return False
         await serving.record.insist(successor.notes())
+        # Renounced meanwhile, perhaps: then the last owner talks already.
+        if serving.ending.is_decided:
+            return False
         self.agent.restore(begun.messages, active=begun.active or None)
         serving.baton.take(is_open=serving.messages.is_open)
         serving.record.is_live = True
@@ -140,6 +148,7 @@ class _Talk:
             messages=serving.messages,
             lifetime=serving.settings.session_hold,
         )
+        self.place.agreement.answer(successor.decide)
         serving.keep(successor.watch())
         serving.keep(successor.listen())
         return successor
@@ -168,7 +177,7 @@ async def _leave(serving: Serving, place: Place, call: Call, agent: SupervisorAg
     await serving.record.settle()
     if serving.ending.handed_over:
         await asyncio.sleep(_LINGER)
-    if not serving.ending.superseded:
+    if not (serving.ending.superseded or serving.record.goes_on):
         await serving.record.move(State.ENDING, stamp="ending_at")
     await asyncio.gather(place.connecting, return_exceptions=True)
     await call.close()
@@ -178,6 +187,30 @@ async def _leave(serving: Serving, place: Place, call: Call, agent: SupervisorAg
     await call.close_pipeline()
     # What was cut off with the pipeline.
     await _store_rest(serving, agent, transcript, tool_limit=TOOL_LIMIT)
+
+
+async def _move_when_drained(serving: Serving, place: Place, call: Call) -> None:
+    """A draining worker's call in which nobody is talked with needs no hand-over: another worker begins with it.
+
+    Who stands by steps back: the call would have to leave here at once.
+    """
+    await serving.wish.wait_for_drain()
+    while not serving.ending.is_decided:
+        if serving.baton.is_held:
+            is_alone = not call.has_begun or place.presence.is_caller_lost
+            if is_alone and await _is_another_free(serving):
+                serving.ending.give_back()
+        elif not serving.baton.is_given:
+            serving.ending.supersede()
+        await asyncio.sleep(_DRAIN_LOOK)
+
+
+async def _is_another_free(serving: Serving) -> bool:
+    try:
+        fleet = await run_async(serving.client, workers.fleet())
+    except StateUnavailable:
+        return False
+    return handing_over.choose(fleet, owner=serving.session.owner) is not None
 
 
 async def _store_rest(serving: Serving, agent: SupervisorAgent, transcript: Transcript, *, tool_limit: float) -> None:
@@ -195,6 +228,16 @@ async def _unanswered(serving: Serving, messages: Sequence[Message]) -> Message 
     except StateUnavailable:
         written = False
     return None if written else spoken[-1]
+
+
+async def _cut_off(serving: Serving, messages: Sequence[Message]) -> str:
+    """What the caller had begun to say to the last owner, unless that has stored it."""
+    try:
+        words = await run_async(serving.client, drafts.read(serving.session.session_id))
+    except StateUnavailable:
+        return ""
+    stored = next((each.content for each in reversed(messages) if each.role == "user"), "")
+    return "" if words and words in stored else words
 
 
 async def _think(serving: Serving, thinking: Thinking) -> None:

@@ -90,6 +90,19 @@ redis.call('XADD', KEYS[2], '*', 'kind', '{Command.PASSED}', 'epoch', ARGV[3], '
 redis.call('PEXPIRE', KEYS[2], ARGV[5])
 return {{'moved', redis.call('HGETALL', KEYS[1])}}"""
 
+# The one move that lowers an epoch: whoever stood by in the offered one has renounced it unused, and it is never
+# offered again. A pass that reaches the server after this finds its offer void.
+# ARGV: epoch, owner, offered epoch.
+_TAKE_BACK = f"""#!lua flags=allow-oom
+local record = redis.call('HMGET', KEYS[1], 'state', 'epoch', 'owner', 'offered_epoch')
+if not record[1] then return {{'missing'}} end
+local is_passed = record[2] == ARGV[3] and record[4] == ARGV[3]
+if not is_passed and (record[2] ~= ARGV[1] or record[3] ~= ARGV[2]) then return {{'stale'}} end
+if record[1] ~= '{State.LIVE}' then return {{'illegal', record[1]}} end
+redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'owner', ARGV[2], 'standby', '',
+  'offered_epoch', math.max(tonumber(record[4] or 0), ARGV[3] + 1))
+return {{'moved', redis.call('HGETALL', KEYS[1])}}"""
+
 
 def ask(session_id: str, *, to: str, command_id: str, lifetime: float) -> Operation[Session]:
     """Ask the owner of a live session to hand it over to the worker named `to`, or to any when that is empty.
@@ -140,6 +153,14 @@ def give(session: Session, *, offered: int, is_open: bool, lifetime: float) -> O
     )
 
 
+def take_back(session: Session, *, offered: int) -> Operation[Session]:
+    """Keep a session of which it is not known whether it was passed; only after the successor has renounced it.
+
+    Raises what `offer` does, for instance when another worker has recovered it from the successor. May be repeated.
+    """
+    return _operation(_TAKE_BACK, session.session_id, [session.epoch, session.owner, offered])
+
+
 def owns(record: Session | None, session: Session) -> bool:
     """Whether the record says that the session is this owner's."""
     return record is not None and (record.epoch, record.owner) == (session.epoch, session.owner)
@@ -154,14 +175,20 @@ def is_standby(record: Session | None, successor: Session) -> bool:
     )
 
 
-def choose(fleet: Fleet, *, owner: str, name: str = "") -> WorkerStatus | None:
-    """The emptiest worker that takes sessions and is not the owner, or the one of this name; None when it is full."""
+def choose(fleet: Fleet, *, owner: str, name: str = "", place: int = 0) -> WorkerStatus | None:
+    """The emptiest worker that takes sessions and is not the owner, or the one of this name; None when it is full.
+
+    Sessions of one owner that leave it together, each with a `place` of its own from 0 on, are spread over the free
+    slots: the emptiest worker comes first, and a second time only when it is still as empty as the others.
+    """
     free = [
         worker
         for worker in fleet.open_workers
         if worker.worker_id != owner and worker.busy < worker.slots and name in ("", worker.name)
     ]
-    return max(free, key=lambda worker: worker.slots - worker.busy, default=None)
+    slots = [(left, worker) for worker in free for left in range(worker.slots - worker.busy, 0, -1)]
+    slots.sort(key=lambda slot: slot[0], reverse=True)
+    return slots[place % len(slots)][1] if slots else None
 
 
 def _operation(

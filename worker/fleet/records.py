@@ -5,7 +5,8 @@ Key space (one slot per session; all expire):
     muster:{s:<session id>}:commands  STREAM  what the owner is asked to do, `kind` and `id`
     muster:{s:<session id>}:turns     STREAM  committed turns, `turn` = JSON
 
-and, written by `graphs/checkpointer.py`, `checkpoints` and `checkpoint_writes`, which live as long as these.
+and, written by `drafts.py`, `draft`; by `graphs/checkpointer.py`, `checkpoints` and `checkpoint_writes`, which live as
+long as these.
 
 An active record lives for the longest call and some minutes, an ended one for `KEPT_AFTER_END`.
 """
@@ -59,7 +60,7 @@ return {{'moved', redis.call('HGETALL', KEYS[1])}}"""
 
 # A successor that was offered an epoch may be in the room already, so the one after it is the next.
 # ARGV: epoch, owner, states it may come from, recoveries in a row at most, ms after its claim from which on an owner
-# has been there long enough, ms until the next one must have claimed it, lifetime in ms.
+# has been there long enough, ms until the next one must have claimed it, lifetime in ms, 1 if the owner was lost.
 _RECOVER = f"""#!lua flags=allow-oom
 {NOW}
 local record = redis.call('HMGET', KEYS[1], 'state', 'epoch', 'owner', 'claimed_at', 'recoveries', 'offered_epoch')
@@ -68,10 +69,10 @@ if record[2] ~= ARGV[1] or (record[3] or '') ~= ARGV[2] then return {{'stale'}} 
 if not string.find(ARGV[3], ',' .. record[1] .. ',', 1, true) then return {{'illegal', record[1]}} end
 local recoveries = tonumber(record[5] or 0)
 if record[4] and now - record[4] * 1000 >= tonumber(ARGV[5]) then recoveries = 0 end
-if recoveries >= tonumber(ARGV[4]) then return {{'exhausted'}} end
+if ARGV[8] == '1' and recoveries >= tonumber(ARGV[4]) then return {{'exhausted'}} end
 local epoch = math.max(tonumber(ARGV[1]), tonumber(record[6] or 0)) + 1
 redis.call('HSET', KEYS[1], 'state', '{State.RECOVERING}', 'epoch', epoch, 'owner', '', 'standby', '',
-  'recoveries', recoveries + 1, 'recovering_at', now / 1000, 'join_deadline', (now + ARGV[6]) / 1000)
+  'recoveries', recoveries + ARGV[8], 'recovering_at', now / 1000, 'join_deadline', (now + ARGV[6]) / 1000)
 redis.call('HDEL', KEYS[1], 'published_at')
 for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[7]) end
 return {{'moved', redis.call('HGETALL', KEYS[1])}}"""
@@ -109,6 +110,7 @@ if record[1] ~= ARGV[1] or (record[2] or '') ~= ARGV[2] then return {'stale'} en
 local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if newest and newest[2][2] == ARGV[4] then return {'added', newest[1]} end
 local id = redis.call('XADD', KEYS[2], '*', 'turn', ARGV[4])
+if ARGV[5] == '1' then redis.call('DEL', KEYS[3]) end
 if redis.call('PTTL', KEYS[2]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[2], ARGV[3]) end
 return {'added', id}"""
 
@@ -141,6 +143,11 @@ def commands_key(session_id: str) -> str:
 def turns_key(session_id: str) -> str:
     """The key of the session's turn stream."""
     return _key(session_id, "turns")
+
+
+def draft_key(session_id: str) -> str:
+    """The key of what the caller has begun to say (see `drafts.py`)."""
+    return _key(session_id, "draft")
 
 
 def lasting_keys(session_id: str) -> list[str]:
@@ -243,11 +250,13 @@ def claim(session_id: str, *, epoch: int, owner: str, lifetime: float) -> Operat
     )
 
 
-def recover(session: Session, *, most: int, settled: float, patience: float, lifetime: float) -> Operation[Session]:
+def recover(
+    session: Session, *, most: int, settled: float, patience: float, lifetime: float, is_lost: bool = True
+) -> Operation[Session]:
     """Take the session from its lost owner, and let whoever claims it within `patience` seconds go on with it.
 
-    Raises `RecoveriesExhausted` when `most` owners in a row were lost within `settled` seconds of their claim, and
-    what `move` does.
+    An owner that is not lost gives it away itself. Raises `RecoveriesExhausted` when `most` owners in a row were lost
+    within `settled` seconds of their claim, and what `move` does.
     """
     return Operation(
         script=_RECOVER,
@@ -260,6 +269,7 @@ def recover(session: Session, *, most: int, settled: float, patience: float, lif
             _milliseconds(settled),
             _milliseconds(patience),
             _milliseconds(lifetime),
+            int(is_lost),
         ],
         parse=_parse_move,
     )
@@ -314,14 +324,20 @@ def leave(session_id: str, *, command_id: str, lifetime: float) -> Operation[Lea
 
 
 def append_turn(session: Session, turn: Mapping[str, Any], *, lifetime: float) -> Operation[str]:
-    """Add one committed turn as the owner; answers its stream id.
+    """Add one committed turn as the owner, a user's in the place of its draft; answers its stream id.
 
     Repeating the newest turn adds nothing: this is how an unknown outcome is retried.
     """
     return Operation(
         script=_APPEND_TURN,
-        keys=[_key(session.session_id, name) for name in ("record", "turns")],
-        arguments=[session.epoch, session.owner, _milliseconds(lifetime), json.dumps(turn)],
+        keys=[_key(session.session_id, name) for name in ("record", "turns", "draft")],
+        arguments=[
+            session.epoch,
+            session.owner,
+            _milliseconds(lifetime),
+            json.dumps(turn),
+            int(turn.get("role") == "user"),
+        ],
         parse=lambda raw: str(_accepted(raw, "added")[1]),
     )
 

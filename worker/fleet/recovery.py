@@ -43,16 +43,24 @@ class Recovery:
         self._publish = publish
         self._lifetime = lifetime
 
-    async def recover(self, session: Session) -> None:
+    async def recover(self, session: Session, *, is_lost: bool = True) -> None:
         """Let another worker go on with the session, unless its owner, epoch or state has changed since it was read.
 
-        One that was leaving ends, with its own reason if it had one, and one that has lost too many owners with
-        `worker_lost`. Raises `StateUnavailable`; may be repeated.
+        Without `is_lost` its owner gives it away and counts as no lost one. One that was leaving ends, with its own
+        reason if it had one, and one that has lost too many owners with `worker_lost`. Raises `StateUnavailable`; may
+        be repeated.
         """
         if session.reason is not None or session.state is State.ENDING:
             await self._endings.end(session, Reason.WORKER_LOST)
             return
-        step = records.recover(session, most=MOST_IN_A_ROW, settled=SETTLED, patience=PATIENCE, lifetime=self._lifetime)
+        step = records.recover(
+            session,
+            most=MOST_IN_A_ROW,
+            settled=SETTLED,
+            patience=PATIENCE,
+            lifetime=self._lifetime,
+            is_lost=is_lost,
+        )
         try:
             recovering = await run_async(self._client, step)
         except RecoveriesExhausted:
@@ -63,8 +71,9 @@ class Recovery:
             return
         self.count += 1
         logger.warning(
-            "session %s has lost its owner and goes on in epoch %d (%d so far)",
+            "session %s %s its owner and goes on in epoch %d (%d so far)",
             session.session_id,
+            "has lost" if is_lost else "leaves",
             recovering.epoch,
             self.count,
         )
