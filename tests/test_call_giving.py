@@ -4,16 +4,18 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import pytest
 import redis
 
+from graphs import entities
 from tests.fleet_sessions import new_session
 from tests.redis_server import RedisServer
 from worker.call.agreeing import Verdict
 from worker.call.baton import Baton
+from worker.call.commands import SOCKET_TIMEOUT
 from worker.call.ending import Ending
 from worker.call.handing_over import Giver, Messages, Successor, Wish
 from worker.call.own_record import OwnRecord
@@ -244,15 +246,16 @@ async def test_an_owner_that_hears_of_neither_redis_nor_the_successor_answers_no
 @asynccontextmanager
 async def successor_of(redis_url: str, client: "redis.Redis", live: Session) -> AsyncIterator[tuple[Agent, Successor]]:
     session = standing_by(client, live)
-    async with connect_async(redis_url) as own_client:
+    async with connect_async(redis_url) as own_client, connect_async(redis_url, timeout=SOCKET_TIMEOUT) as listener:
         agent = Agent(session, own_client, Baton(is_held=False))
         successor = Successor(
             session,
             client=own_client,
-            listener=own_client,
+            listener=listener,
             baton=agent.baton,
             ending=agent.ending,
             messages=Messages.none(),
+            begun=entities.Session(session.session_id, {}, (), active="desk", cursor="0-0"),
             lifetime=HOLD,
         )
         yield agent, successor
@@ -378,3 +381,35 @@ async def test_a_session_that_is_given_back_waits_for_the_next_owner_and_is_nobo
         assert left.published_at is not None
         assert [each.epoch for each in agent.published] == [2]
         assert await agent.record.outcome() == "handed_over"
+
+
+async def test_a_successor_has_followed_the_conversation_when_redis_is_lost_after_the_pass(
+    own_redis: RedisServer,
+) -> None:
+    with server_client(own_redis) as client:
+        live = live_session(client)
+
+        def say(role: Literal["user", "assistant"], text: str) -> None:
+            turn = Turn(item_id=text, role=role, at=0.0, turn_id="hello", text=text, specialist="sales")
+            run(client, records.append_turn(live, asdict(turn), lifetime=HOLD))
+
+        say("user", "hello")
+        async with successor_of(own_redis.url, client, live) as (agent, successor):
+            agent.baton.user_state_changed(True)
+            listening = asyncio.create_task(successor.listen())
+            await until(lambda: len(successor.followed().messages) == 1, within=3)
+            agent.baton.user_state_changed(False)
+            parked = asyncio.create_task(agent.baton.may_answer())
+            await asyncio.sleep(0.2)
+            assert not parked.done(), "what was said before is not what was parked"
+            say("assistant", "good evening")
+            await until(lambda: len(successor.followed().messages) == 2, within=3)
+            own_redis.freeze()
+            followed = successor.followed()
+            assert [message.content for message in followed.messages] == ["hello", "good evening"]
+            assert followed.active == "sales"
+            own_redis.thaw()
+            say("user", "and goodbye")
+            assert await asyncio.wait_for(parked, 3) is False
+            agent.ending.supersede()
+            await listening

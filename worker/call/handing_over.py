@@ -12,10 +12,13 @@ import redis.asyncio
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from graphs import entities
+from graphs.memory import Memory
 from worker.call.agreeing import Verdict
 from worker.call.baton import Baton
 from worker.call.ending import Ending
 from worker.call.own_record import OwnRecord
+from worker.conversation.continuing import replay
 from worker.fleet import handing_over, records, workers
 from worker.fleet.errors import HandOverImpossible, MoveRefused, RecordUnreadable, SessionNotFound, StateUnavailable
 from worker.fleet.handing_over import Command
@@ -305,7 +308,10 @@ class Giver:
 
 
 class Successor:
-    """The side of the agent that stands by in the room, until it holds the baton or steps back."""
+    """The side of the agent that stands by in the room, until it holds the baton or steps back.
+
+    It follows what is said from where the conversation had `begun` when it was loaded.
+    """
 
     def __init__(
         self,
@@ -316,16 +322,19 @@ class Successor:
         baton: Baton,
         ending: Ending,
         messages: Messages,
+        begun: entities.Session,
         lifetime: float,
     ) -> None:
         self._session = session
         self._client = client
         self._listener = listener
+        self._begun = begun
+        self._memory = Memory(begun.messages, active=begun.active)
         self._baton = baton
         self._ending = ending
         self._messages = messages
         self._lifetime = lifetime
-        self._cursor = "0-0"
+        self._cursor = begun.cursor
         self._is_caught_up = False
 
     async def stand_by(self) -> None:
@@ -366,19 +375,29 @@ class Successor:
     async def listen(self) -> None:
         """Note the turns that the owner makes its own, as soon as they are stored."""
         key = records.turns_key(self._session.session_id)
+        is_before = True
         while not (self._is_caught_up or self._ending.is_decided):
             try:
-                if self._cursor == "0-0":
-                    newest: Any = await self._listener.xrevrange(key, count=1)
-                    self._cursor = newest[0][0] if newest else "0-1"
+                # What was stored before this agent has listened is no word that it has parked.
+                block = None if is_before else _BLOCK
                 # The library's type does not say which of its shapes this protocol version answers with.
-                answer: Any = await self._listener.xread({key: self._cursor}, block=_BLOCK)
+                answer: Any = await self._listener.xread({key: self._cursor}, block=block)
             except RedisError:
                 logger.warning("turns not readable, trying again", extra={"session": self._session.session_id})
                 await asyncio.sleep(_RETRY)
                 continue
             for _, entries in answer:
-                self._note([(entry, json.loads(fields["turn"])) for entry, fields in entries])
+                self._note([(entry, json.loads(fields["turn"])) for entry, fields in entries], is_before=is_before)
+            is_before = False
+
+    def followed(self) -> entities.Session:
+        """The conversation as far as it was followed: what there is while Redis is away."""
+        return replace(
+            self._begun,
+            messages=tuple(self._memory.messages),
+            active=self._memory.active,
+            cursor=self._cursor,
+        )
 
     def notes(self) -> Operation[None]:
         """The step that notes what the owner has stored before it passed the baton, and listens no longer."""
@@ -390,10 +409,11 @@ class Successor:
 
         return Operation(script=step.script, keys=step.keys, arguments=step.arguments, parse=parse)
 
-    def _note(self, turns: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    def _note(self, turns: Sequence[tuple[str, Mapping[str, Any]]], *, is_before: bool = False) -> None:
         for entry, turn in turns:
             if self._is_caught_up:
                 return
             self._cursor = entry
-            if turn.get("role") == "user":
+            replay(turn, self._memory)
+            if turn.get("role") == "user" and not is_before:
                 self._baton.owner_committed()

@@ -45,6 +45,8 @@ _DRAIN_LOOK = 0.25
 #: Seconds between two attempts, and seconds all of them may take, to read what was said before.
 _LOAD_RETRY = 0.5
 _LOAD_LIMIT = 20.0
+#: Seconds a successor reads what was said last; it has followed what was said before.
+_CATCH_UP_LIMIT = 1.5
 #: Seconds the last turns may take to reach Redis.
 _FLUSH_LIMIT = 2.0
 #: Seconds an agent stays that has handed over: the caller's jitter buffer still plays its last words.
@@ -77,7 +79,7 @@ async def talk(serving: Serving) -> None:
     serving.keep(_move_when_drained(serving, place, line.call))
     talk = _Talk(serving, place, line, giver, agent, conversation)
     if await serving.ending.unless_decided(_enter(place, line.call)):
-        await (talk.begin(begun, speech.greeting) if serving.baton.is_held else talk.take_over())
+        await (talk.begin(begun, speech.greeting) if serving.baton.is_held else talk.take_over(begun))
 
 
 @dataclass(frozen=True)
@@ -108,24 +110,21 @@ class _Talk:
         serving.keep(self.giver.run())
         await ending.wait()
 
-    async def take_over(self) -> None:
+    async def take_over(self, begun: entities.Session) -> None:
         """Stand by until the baton was passed, and go on without a word; until the end is decided."""
         serving = self.serving
-        if await self.line.call.wait_for_caller() and await self._take():
+        if await self.line.call.wait_for_caller() and await self._take(begun):
             serving.keep(_clear_up(self.place.fences))
             serving.keep(self.giver.run())
             await serving.ending.wait()
 
-    async def _take(self) -> bool:
+    async def _take(self, begun: entities.Session) -> bool:
         """Take the baton once it was passed; False when the end was decided before."""
         serving = self.serving
-        successor = await self._stand_by()
+        successor = await self._stand_by(begun)
         if not await serving.ending.unless_decided(successor.stand_by()):
             return False
-        begun = await load(serving, self.conversation)
-        if begun is None:
-            return False
-        await serving.record.insist(successor.notes())
+        begun = await self._catch_up(successor)
         # Renounced meanwhile, perhaps: then the last owner talks already.
         if serving.ending.is_decided:
             return False
@@ -136,7 +135,18 @@ class _Talk:
         self.line.call.take_over(await _unanswered(serving, begun.messages))
         return True
 
-    async def _stand_by(self) -> Successor:
+    async def _catch_up(self, successor: Successor) -> entities.Session:
+        """What was said until the baton was passed; the caller does not wait for a Redis that has gone away since."""
+        try:
+            async with asyncio.timeout(_CATCH_UP_LIMIT):
+                begun = await load(self.serving, self.conversation)
+                await self.serving.record.insist(successor.notes())
+                return begun or successor.followed()
+        except TimeoutError:
+            logger.warning("went on with what was followed", extra={"session": self.serving.session.session_id})
+            return successor.followed()
+
+    async def _stand_by(self, begun: entities.Session) -> Successor:
         serving = self.serving
         listening = connect_async(serving.settings.redis_url, timeout=SOCKET_TIMEOUT)
         successor = Successor(
@@ -146,6 +156,7 @@ class _Talk:
             baton=serving.baton,
             ending=serving.ending,
             messages=serving.messages,
+            begun=begun,
             lifetime=serving.settings.session_hold,
         )
         self.place.agreement.answer(successor.decide)
