@@ -42,9 +42,6 @@ class Hearing:
     def fall_deaf(self) -> None:
         self.hears = False
 
-    def hear_again(self) -> None:
-        self.hears = True
-
 
 async def _nobody(session: Session) -> None:
     pass
@@ -203,10 +200,15 @@ async def test_redis_lost_at_the_pass_leaves_the_caller_with_the_owner_whom_the_
         live = live_session(client)
         renounces = lambda epoch: Verdict.RENOUNCED  # noqa: E731
         async with passing(own_redis, client, live, renounces, is_applied=is_applied) as giving:
-            await until(lambda: not giving.hearing.hears, within=5)
+            baton = giving.owner.baton
+            await until(lambda: baton.is_given, within=5)
+            baton.user_state_changed(True)
+            parked = asyncio.create_task(baton.may_answer())
+            await asyncio.sleep(0.3)
+            assert not parked.done(), "who answers is not known"
             # One answer of Redis is waited for, and Redis is still away.
-            await until(lambda: giving.hearing.hears, within=3)
-            assert giving.owner.baton.is_held and giving.asked == [2]
+            assert await asyncio.wait_for(parked, 3)
+            assert baton.is_held and giving.hearing.hears and giving.asked == [2]
             giving.transcript.add(words("said while Redis is away"))
             assert not await giving.transcript.flush(timeout=0.3)
             own_redis.thaw()

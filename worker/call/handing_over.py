@@ -124,10 +124,6 @@ class Ears(Protocol):
         """Hear nothing any more, and forget what the caller has begun to say."""
         ...
 
-    def hear_again(self) -> None:
-        """Take it back."""
-        ...
-
 
 class _NotTakenError(Exception):
     """Nobody will answer in the offered epoch, whether or not the record says that it was passed."""
@@ -263,17 +259,17 @@ class Giver:
         # Without an await in between: nothing slips in after the last look.
         is_open = self._baton.is_open
         self._baton.give()
-        self._call.fall_deaf()
         try:
             await self._give(offered, is_open=is_open)
         except (_NotTakenError, HandOverImpossible):
             self._baton.take_back()
-            self._call.hear_again()
             await self._record.be_sure()
             raise
         except MoveRefused:
             self._ending.supersede()
             raise
+        self._baton.lose()
+        self._call.fall_deaf()
         self._ending.hand_over()
         logger.info("handed over", extra={"session": self._session.session_id, "epoch": offered})
 
@@ -302,7 +298,7 @@ class Giver:
             await asyncio.sleep(_PASS_RETRY)
 
     def _is_between_turns(self, heard_since: float) -> bool:
-        # What is not stored yet would have to be while nobody listens.
+        # What is not stored yet would have to be while nobody answers.
         is_quiet = self._call.says_nothing and not self._is_writing() and self._is_stored()
         return is_quiet and self._baton.is_between_turns(heard_since=heard_since)
 

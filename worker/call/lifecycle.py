@@ -181,10 +181,6 @@ class Call:
         self._voice.input.set_audio_enabled(False)
         self._voice.clear_user_turn()
 
-    def hear_again(self) -> None:
-        """Take it back."""
-        self._voice.input.set_audio_enabled(True)
-
     async def close(self) -> None:
         """Fall silent, leave the room, then take the pipeline down."""
         for countdown in (self._idle, self._duration):

@@ -186,6 +186,9 @@ async def load(serving: Serving, conversation: Conversation) -> entities.Session
 async def _leave(serving: Serving, place: Place, call: Call, agent: SupervisorAgent, transcript: Transcript) -> None:
     """Out of the room; the end is decided and recorded before, the slow parts come after."""
     await serving.record.settle()
+    if not serving.baton.is_held:
+        # The pipeline waits for whom a parked turn keeps.
+        serving.baton.lose()
     if serving.ending.handed_over:
         await asyncio.sleep(_LINGER)
     if not (serving.ending.superseded or serving.record.goes_on):
