@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -59,10 +59,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Speech:
-    """The providers, the fixed phrases' audio by text as far as it is there, and the task that loads the greeting's."""
+    """The providers, the fixed phrases' audio by text as far as it is there, and the task that loads the first."""
 
     providers: Providers
-    greeting: asyncio.Task[None]
+    opening: asyncio.Task[None]
     spoken: Mapping[str, bytes] = field(repr=False)
 
 
@@ -113,7 +113,7 @@ async def _disconnect(room: rtc.Room, connecting: asyncio.Task[None]) -> None:
 
 
 def prepare_speech(serving: Serving) -> Speech:
-    """Open the providers and begin to fetch the fixed phrases; the call cannot do without the greeting."""
+    """Open the providers and begin to fetch the fixed phrases; a call cannot begin without its greeting."""
     settings, stack = serving.settings, serving.stack
     providers = open_providers(settings)
     stack.push_async_callback(providers.aclose)
@@ -122,20 +122,25 @@ def prepare_speech(serving: Serving) -> Speech:
     phrases = Phrases(providers.voices, cache=cache, timeout=settings.provider_timeout)
     spoken: dict[str, bytes] = {}
 
-    async def load_greeting() -> None:
-        spoken[settings.greeting] = await phrases.load(settings.greeting)
+    is_begun = serving.session.first_audio_at is not None
+    opening = asyncio.create_task(
+        _load_others(phrases, spoken, (settings.resumption,)) if is_begun else _load(phrases, spoken, settings.greeting)
+    )
+    stack.push_async_callback(utils.aio.cancel_and_wait, opening)
+    # What is said when the voice itself may be broken must be there before.
+    serving.keep(_load_others(phrases, spoken, (settings.apology, settings.farewell)))
+    return Speech(providers, opening, spoken)
 
-    greeting = asyncio.create_task(load_greeting())
-    stack.push_async_callback(utils.aio.cancel_and_wait, greeting)
-    serving.keep(_load_apologies(phrases, spoken, settings))
-    return Speech(providers, greeting, spoken)
+
+async def _load(phrases: Phrases, spoken: dict[str, bytes], text: str) -> None:
+    spoken[text] = await phrases.load(text)
 
 
-async def _load_apologies(phrases: Phrases, spoken: dict[str, bytes], settings: CallSettings) -> None:
-    """What is said when the voice itself may be broken must be there before."""
-    for text in (settings.apology, settings.farewell):
+async def _load_others(phrases: Phrases, spoken: dict[str, bytes], texts: Sequence[str]) -> None:
+    """Phrases that the voice can say by itself when they are not there."""
+    for text in texts:
         try:
-            spoken[text] = await phrases.load(text)
+            await _load(phrases, spoken, text)
         except SpeechNotRendered:
             logger.warning("a phrase could not be rendered ahead")
 

@@ -79,7 +79,7 @@ async def talk(serving: Serving) -> None:
     serving.keep(_move_when_drained(serving, place, line.call))
     talk = _Talk(serving, place, line, giver, agent, conversation)
     if await serving.ending.unless_decided(_enter(place, line.call)):
-        await (talk.begin(begun, speech.greeting) if serving.baton.is_held else talk.take_over(begun))
+        await (talk.begin(begun, speech.opening) if serving.baton.is_held else talk.take_over(begun))
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,13 @@ class _Talk:
     agent: SupervisorAgent
     conversation: Conversation
 
-    async def begin(self, begun: entities.Session, greeting: asyncio.Task[None]) -> None:
+    async def begin(self, begun: entities.Session, opening: asyncio.Task[None]) -> None:
         """Greet the caller, or go on with a call that another process has lost; until the end is decided."""
         serving, call = self.serving, self.line.call
         session, ending = serving.session, serving.ending
         stamp = "connected_at" if session.epoch == 1 else "recovered_at"
         await serving.record.move(State.WAITING, stamp=stamp)
-        if not (await call.wait_for_caller() and await ending.unless_decided(_until(greeting))):
+        if not (await call.wait_for_caller() and await ending.unless_decided(_until(opening))):
             return
         # Not what was said in the session that this one continues: there the caller has heard no greeting yet.
         if begun.cursor != BEGINNING or (begun.messages and session.first_audio_at is not None):
@@ -125,14 +125,15 @@ class _Talk:
         if not await serving.ending.unless_decided(successor.stand_by()):
             return False
         begun = await self._catch_up(successor)
-        # Renounced meanwhile, perhaps: then the last owner talks already.
+        unanswered = await _unanswered(serving, begun.messages)
+        # Without an await from here on. Renounced meanwhile, perhaps: then the last owner talks already.
         if serving.ending.is_decided:
             return False
         self.agent.restore(begun.messages, active=begun.active or None)
         serving.baton.take(is_open=serving.messages.is_open)
         serving.record.is_live = True
         serving.announce(LIVE)
-        self.line.call.take_over(await _unanswered(serving, begun.messages))
+        self.line.call.take_over(unanswered)
         return True
 
     async def _catch_up(self, successor: Successor) -> entities.Session:
