@@ -11,6 +11,7 @@ from bench.endpointing import measure_endpointing
 from bench.graph import measure_graph
 from bench.joins import measure_joins
 from bench.long_sessions import measure_long_sessions
+from bench.native.report import FAULTS, measure_native_faults
 from bench.report import Report, print_report
 from bench.requests import measure_requests
 from bench.stored_sessions import measure_stored_sessions
@@ -89,6 +90,15 @@ def memory(sessions: int, output: Path | None) -> None:
 def storage(sessions: int, output: Path | None) -> None:
     """What a long session stores in Redis and sends there, beside LangGraph's own checkpoints; no audio."""
     _show(measure_stored_sessions(sessions=sessions), output)
+
+
+@main.command("native-faults")
+@click.option("--fault", "faults", type=click.Choice(list(FAULTS)), multiple=True, help="Only this; may be repeated.")
+@click.option("--count", default=3, show_default=True, help="How many calls for each fault, each of up to two minutes.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
+def native_faults(faults: tuple[str, ...], count: int, output: Path | None) -> None:
+    """What becomes of calls with LiveKit Agents' own workers when a process, a machine or the server is lost."""
+    _show(measure_native_faults(faults=faults or FAULTS, count=count), output)
 
 
 def _show(report: Report, output: Path | None) -> None:

@@ -31,6 +31,7 @@ from local.readiness import answers_http
 from local.stack import Stack
 from worker.fleet import workers
 from worker.fleet.redis_operations import connect, run
+from worker.fleet.times import BEAT
 
 #: Each server's options of gunicorn.
 _SERVERS: Mapping[str, tuple[str, ...]] = {
@@ -181,7 +182,7 @@ def _registered_worker(redis_url: str) -> Iterator[None]:
 
     def beat() -> None:
         with connect(redis_url) as client:
-            while not stopped.wait(workers.BEAT):
+            while not stopped.wait(BEAT):
                 run(client, workers.renew(worker))
 
     with connect(redis_url) as client:

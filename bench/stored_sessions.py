@@ -25,7 +25,7 @@ from local.parts import REDIS, StackOptions
 from local.stack import Stack
 from worker.conversation.continuing import open_conversation
 from worker.conversation.transcript import Transcript, Turn, exchange_turn
-from worker.fleet import records
+from worker.fleet import record_moves
 from worker.fleet.redis_operations import connect_async, run_async
 from worker.fleet.session import Session, State
 
@@ -107,8 +107,10 @@ async def _ours(url: str) -> _Measured:
         epoch=1,
     )
     async with connect_async(url) as client:
-        await run_async(client, records.create(session, lifetime=_LIFETIME))
-        session = await run_async(client, records.claim(session.session_id, epoch=1, owner=_OWNER, lifetime=_LIFETIME))
+        await run_async(client, record_moves.create(session, lifetime=_LIFETIME))
+        session = await run_async(
+            client, record_moves.claim(session.session_id, epoch=1, owner=_OWNER, lifetime=_LIFETIME)
+        )
         opened = open_conversation(session, client=client, redis_url=url, lifetime=_LIFETIME, on_lost=_lost)
         async with opened as conversation, asyncio.TaskGroup() as group:
             transcript = Transcript(session, client=client, lifetime=_LIFETIME, on_lost=_lost)

@@ -98,15 +98,27 @@ class _Line:
         return frame
 
 
+@dataclass(frozen=True, slots=True)
+class HeardTrack:
+    """What one track of a participant has brought so far; `sound` begins at `started_at`, Unix seconds."""
+
+    identity: str
+    started_at: float
+    heard: Hearing
+    sound: Timeline
+
+
 class Caller:
     """One caller in one room, used as an async context manager.
 
     `heard` tells when the agent was audible, measured in the audio as the caller receives it. Whoever
-    else publishes audio in the room counts as the agent. Sample rate everywhere: `SAMPLE_RATE`, mono.
+    else publishes audio in the room counts as the agent; `tracks` keeps them apart, the oldest first.
+    Sample rate everywhere: `SAMPLE_RATE`, mono.
     """
 
     def __init__(self, *, url: str, token: str) -> None:
         self.heard = Hearing()
+        self.tracks: list[HeardTrack] = []
         self.connected_at = 0.0
         #: How late a frame was sent at worst, seconds. Far above 0.05 the machine is too busy for timings.
         self.worst_delay = 0.0
@@ -260,7 +272,10 @@ class Caller:
             stream = rtc.AudioStream(track, sample_rate=SAMPLE_RATE, num_channels=1, frame_size_ms=10)
             self._streams[track.sid] = stream
             self.heard.source_added()
-            self._start(self._listen(track.sid, stream), name=f"caller-hears-{track.sid}")
+            moment = time.time()
+            source = HeardTrack(participant.identity, moment, Hearing(), Timeline(started_at=moment))
+            self.tracks.append(source)
+            self._start(self._listen(track.sid, stream, source), name=f"caller-hears-{track.sid}")
 
     def _on_track_unsubscribed(self, track: rtc.Track) -> None:
         if track.sid in self._streams:
@@ -270,12 +285,14 @@ class Caller:
         self.left.set()
         self.heard.lose("the caller is no longer in the room")
 
-    async def _listen(self, track: str, stream: rtc.AudioStream) -> None:
+    async def _listen(self, track: str, stream: rtc.AudioStream, source: HeardTrack) -> None:
         async for event in stream:
             moment = time.time()
             samples = np.frombuffer(event.frame.data, np.int16)
             self._agent_sound.place(track, at=moment, frame=samples)
+            source.sound.place(track, at=moment, frame=samples)
             self.heard.feed(samples, at=moment)
+            source.heard.feed(samples, at=moment)
 
     async def _close_stream(self, track: str) -> None:
         stream = self._streams.pop(track, None)

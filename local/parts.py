@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from local.errors import SettingMissing
 from local.guard import MARKER
@@ -24,6 +25,7 @@ CONTROL_PLANE = "control_plane"
 WORKER = "worker"
 CHAT_WORKER = "chat_worker"
 FLOWER = "flower"
+LINK = "link"
 
 ALL_PARTS = frozenset({REDIS, LIVEKIT, PROVIDERS, AGENT_SERVICE, CONTROL_PLANE, WORKER, CHAT_WORKER, FLOWER})
 
@@ -44,12 +46,16 @@ class StackOptions:
     """What to start. `environment` counts as if the user had set it; without `preferred_ports` any free port
     is taken; `directory` holds logs and data and defaults to a new one below `home`. `first_token_delay` is how many
     seconds the stand-in model thinks before its first token. Without `speech` the stand-in providers know no sound:
-    they start faster, and their texts come all at once."""
+    they start faster, and their texts come all at once; `marked` makes them hear and speak marked words (see
+    `local/marks.py`). With `links` each worker reaches Redis and LiveKit through proxies of its own (see
+    `local/link.py`), which `Stack.link` can cut."""
 
     parts: frozenset[str] = ALL_PARTS
     workers: int = 1
     slots: int = 2
     speech: bool = True
+    marked: bool = False
+    links: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     preferred_ports: bool = True
     home: Path | None = None
@@ -169,6 +175,8 @@ class StackPlan:
         command += ["--first-token-delay", str(self._options.first_token_delay)]
         if not self._options.speech:
             command += ["--no-speech", "--token-interval", "0"]
+        if self._options.marked:
+            command.append("--marked")
         knowledge = self._environ.get("MUSTER_KNOWLEDGE")
         self._add(
             PROVIDERS,
@@ -223,13 +231,31 @@ class StackPlan:
             name = f"{WORKER}-{number}"
             log = self._directory / f"{name}.log"
             options = ["--without-mingle", "--without-gossip", "-n", f"{name}@%h", "--loglevel", "INFO"]
+            linked = self._add_links(name) if self._options.links else {}
             self._add(
                 WORKER,
                 [sys.executable, "-m", "celery", "-A", "worker.fleet.app", "worker", *options],
                 name=name,
+                settings={**self.settings, **linked},
                 is_ready=partial(self._worker_is_ready, log),
-                after=(REDIS,),
+                after=(REDIS, *(link_name(name, to) for to in (REDIS, LIVEKIT) if linked)),
             )
+
+    def _add_links(self, worker: str) -> dict[str, str]:
+        """A proxy to Redis and one to LiveKit for this worker alone; the settings that lead through them."""
+        command, linked = [sys.executable, "-m", "local.link"], {}
+        for to, setting in ((REDIS, "REDIS_URL"), (LIVEKIT, "LIVEKIT_URL")):
+            target, port = urlsplit(self.settings[setting]), self._ports.pick()
+            name = link_name(worker, to)
+            self._add(
+                LINK,
+                [*command, str(port), f"{target.hostname}:{target.port}", str(self._directory / f"{name}.socket")],
+                name=name,
+                settings={},
+                is_ready=partial(has_logged, self._directory / f"{name}.log", b"ready"),
+            )
+            linked[setting] = target._replace(netloc=f"{HOST}:{port}").geturl()
+        return linked
 
     def _add_chat_worker(self) -> None:
         log = self._directory / f"{CHAT_WORKER}.log"
@@ -302,6 +328,11 @@ class StackPlan:
         if port != preferred:
             self.notes.append(f"port {preferred} is taken: {listener} listens on {port}")
         return port
+
+
+def link_name(worker: str, to: str) -> str:
+    """The part through which a worker reaches `REDIS` or `LIVEKIT`."""
+    return f"{worker}.{to}"
 
 
 def _without_proxy(environ: Mapping[str, str]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import Self
 
 from local.errors import LocalError, PartDied, PartNotReady, PartNotStarted
 from local.guard import Guard
+from local.link import Link
 from local.logs import tail
 from local.parts import (
     AGENT_SERVICE,
@@ -22,6 +23,7 @@ from local.parts import (
     CONTROL_PLANE,
     FLOWER,
     FLOWER_USER,
+    LINK,
     LIVEKIT,
     PROVIDERS,
     REDIS,
@@ -29,6 +31,7 @@ from local.parts import (
     Part,
     StackOptions,
     StackPlan,
+    link_name,
 )
 from local.paths import ROOT, home_directory
 from local.state import StackState, StateFile
@@ -38,7 +41,7 @@ _STOP_STAGES = (
     ({WORKER, CHAT_WORKER, FLOWER}, 8.0),
     ({AGENT_SERVICE, CONTROL_PLANE}, 1.5),
     ({LIVEKIT, PROVIDERS}, 1.0),
-    ({REDIS}, 1.0),
+    ({REDIS, LINK}, 1.0),
 )
 
 #: Seconds from a part's start until it must serve, and from its kill until it is reaped.
@@ -165,6 +168,10 @@ class Stack:
         """How a part has ended; None while it runs."""
         process = self._processes[name].popen
         return None if process is None else process.returncode
+
+    def link(self, worker: str, to: str) -> Link:
+        """The link through which a worker reaches `REDIS` or `LIVEKIT`, in a stack with links."""
+        return Link(self._directory / f"{link_name(worker, to)}.socket")
 
     def log(self, name: str) -> Path:
         """The log of a part."""

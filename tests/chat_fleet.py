@@ -15,7 +15,7 @@ from tests.fleet_sessions import new_session
 from tests.fleet_workers import Worker
 from tests.http_server import HttpServer
 from tests.responder_server import ResponderServer
-from worker.fleet import records
+from worker.fleet import record_moves, records
 from worker.fleet.redis_operations import connect, run
 from worker.fleet.session import Reason, Session, State
 
@@ -86,18 +86,18 @@ class ChatFleet:
     def ended_call(self, *turns: Mapping[str, Any], **fields: Any) -> Session:
         """A session that was on the phone, by the operations that calls use."""
         session = self.call(*turns, **fields)
-        return run(self.redis, records.end(session, Reason.CALLER_LEFT))
+        return run(self.redis, record_moves.end(session, Reason.CALLER_LEFT))
 
     def call(self, *turns: Mapping[str, Any], state: State = State.LIVE, **fields: Any) -> Session:
         """A session that is on the phone with nobody at its other end."""
         queued = replace(new_session(), metadata={"name": "Sam"}, **fields)
-        run(self.redis, records.create(queued, lifetime=600))
-        session = run(self.redis, records.claim(queued.session_id, epoch=1, owner="voice@test#1", lifetime=600))
+        run(self.redis, record_moves.create(queued, lifetime=600))
+        session = run(self.redis, record_moves.claim(queued.session_id, epoch=1, owner="voice@test#1", lifetime=600))
         for turn in turns:
             run(self.redis, records.append_turn(session, turn, lifetime=600))
         if state is State.CONNECTING:
             return session
-        move = records.move(
+        move = record_moves.move(
             session.session_id, state, epoch=1, owner=session.owner, lifetime=600, stamp="first_audio_at"
         )
         return run(self.redis, move)

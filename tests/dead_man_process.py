@@ -13,12 +13,13 @@ from worker.fleet import workers
 from worker.fleet.child import Child
 from worker.fleet.redis_operations import connect_async, run_async
 from worker.fleet.table import Table
+from worker.fleet.times import BEAT
 
 
 async def _renew(table: Table) -> None:
     while True:
         table.renewed_at = time.monotonic_ns()
-        await asyncio.sleep(workers.BEAT)
+        await asyncio.sleep(BEAT)
 
 
 async def _live(redis_url: str, age: float, *, renews: bool, is_witness: bool) -> None:

@@ -21,7 +21,7 @@ from worker.call.timings import TurnClock
 from worker.call.voice_agent import VoiceAgent
 from worker.conversation.continuing import open_conversation
 from worker.conversation.transcript import Transcript, exchange_turn
-from worker.fleet import records
+from worker.fleet import record_moves
 from worker.fleet.redis_operations import connect_async, run_async
 
 OWNER = "dying@test#1"
@@ -58,7 +58,7 @@ async def _hear(voice: "AgentSession[None]", text: str) -> None:
 async def main(session_id: str) -> None:
     settings = AgentSettings.from_env()
     async with connect_async(settings.redis_url) as client:
-        session = await run_async(client, records.claim(session_id, epoch=1, owner=OWNER, lifetime=600))
+        session = await run_async(client, record_moves.claim(session_id, epoch=1, owner=OWNER, lifetime=600))
         opened = open_conversation(session, client=client, redis_url=settings.redis_url, lifetime=600, on_lost=_lost)
         async with opened as conversation:
             transcript = Transcript(session, client=client, lifetime=600, on_lost=_lost)

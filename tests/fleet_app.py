@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import redis
 
-from worker.fleet import admission, records
+from worker.fleet import admission, record_moves, records
 from worker.fleet.app import create_worker
 from worker.fleet.child import Child
 from worker.fleet.errors import MoveRefused, SessionNotFound, StateUnavailable
@@ -52,7 +52,7 @@ class SilentSession(RunSession):
             try:
                 session = run(
                     client,
-                    records.claim(session_id, epoch=epoch, owner=child.worker_id, lifetime=settings.session_hold),
+                    record_moves.claim(session_id, epoch=epoch, owner=child.worker_id, lifetime=settings.session_hold),
                 )
             except (MoveRefused, SessionNotFound):
                 child.slot.clear()
@@ -67,7 +67,7 @@ class SilentSession(RunSession):
             else:
                 self._misbehave(session)
                 self._wait_for_leave(settings.redis_url, session, child, announce)
-            run(client, records.end(session, reason))
+            run(client, record_moves.end(session, reason))
             run(client, admission.release(session.tenant, session.room, session_id))
             child.slot.clear()
             return reason
@@ -76,7 +76,7 @@ class SilentSession(RunSession):
         for state in (State.WAITING, State.LIVE):
             run(
                 client,
-                records.move(
+                record_moves.move(
                     session.session_id,
                     state,
                     epoch=session.epoch,

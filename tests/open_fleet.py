@@ -8,7 +8,7 @@ from flask import Flask
 
 from api.agent_service import create_app
 from api.settings import AccessSettings, WebhookSettings
-from worker.fleet import records, workers
+from worker.fleet import record_moves, workers
 from worker.fleet.redis_operations import connect, run
 from worker.fleet.session import Session
 from worker.fleet.settings import FleetSettings
@@ -44,7 +44,7 @@ def open_joins(redis_url: str, *, slots: int = 2) -> None:
 def claim(redis_url: str, session_id: str) -> Session:
     """Make the worker the owner of the queued session."""
     with client_of(redis_url) as client:
-        return run(client, records.claim(session_id, epoch=1, owner=WORKER, lifetime=60))
+        return run(client, record_moves.claim(session_id, epoch=1, owner=WORKER, lifetime=60))
 
 
 def agent_service(redis_url: str, **environ: str) -> Flask:

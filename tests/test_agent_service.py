@@ -13,7 +13,7 @@ from api.keys import NewKey, generate
 from api.settings import AccessSettings
 from tests.open_fleet import WORKER, agent_service, claim, client_of, lease_worker, open_joins
 from worker.conversation.transcript import Turn
-from worker.fleet import records
+from worker.fleet import record_moves, records
 from worker.fleet.control import SessionControl
 from worker.fleet.errors import SettingsInvalid
 from worker.fleet.publishing import SESSIONS_QUEUE
@@ -175,7 +175,7 @@ def test_a_live_session_is_handed_over_when_another_worker_is_free(service: Flas
     address = f"/sessions/{session_id}/handover"
     early = service.post(address, json={})
     with client_of(redis_url) as client:
-        run(client, records.move(session_id, State.LIVE, epoch=1, lifetime=60, stamp="first_audio_at"))
+        run(client, record_moves.move(session_id, State.LIVE, epoch=1, lifetime=60, stamp="first_audio_at"))
         alone = service.post(address, json={})
         lease_worker(redis_url, worker_id="worker-2#1")
 
@@ -222,7 +222,7 @@ def test_a_session_that_broke_stays_failed_when_somebody_leaves_it(service: Flas
     session_id = joined(service)
     owned = claim(redis_url, session_id)
     with client_of(redis_url) as client:
-        run(client, records.end(owned, Reason.WORKER_LOST))
+        run(client, record_moves.end(owned, Reason.WORKER_LOST))
 
     left = service.post("/leave", json={"session_id": session_id})
 
@@ -308,7 +308,7 @@ def test_a_room_whose_agent_is_just_leaving_is_refused_for_a_second(service: Fla
     session_id = joined(service)
     claim(redis_url, session_id)
     with client_of(redis_url) as client:
-        run(client, records.move(session_id, State.ENDING, epoch=1, lifetime=60, stamp="ending_at"))
+        run(client, record_moves.move(session_id, State.ENDING, epoch=1, lifetime=60, stamp="ending_at"))
 
     answer = service.post("/join", json=JOIN)
 

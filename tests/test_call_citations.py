@@ -19,7 +19,7 @@ from tests.scripted_llm import ScriptedLLM
 from worker.call.timings import TurnClock
 from worker.call.voice_agent import VoiceAgent
 from worker.conversation.transcript import Transcript
-from worker.fleet import records
+from worker.fleet import record_moves
 from worker.fleet.redis_operations import connect_async, run
 from worker.fleet.session import Session
 
@@ -34,7 +34,7 @@ def session(redis_url: str) -> Session:
     """A claimed session."""
     queued = new_session()
     with client_of(redis_url) as client:
-        run(client, records.create(queued, lifetime=60))
+        run(client, record_moves.create(queued, lifetime=60))
     return claim(redis_url, queued.session_id)
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from local.paths import ROOT
 from tests.redis_server import RedisServer
-from worker.fleet.workers import DEAD_MAN, LEASE, WITNESS
+from worker.fleet.times import DEAD_MAN, LEASE, WITNESS
 
 
 @contextmanager

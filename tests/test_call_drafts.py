@@ -25,7 +25,7 @@ from worker.call.open_turn import OpenTurn
 from worker.call.timings import TurnClock
 from worker.call.voice_agent import VoiceAgent
 from worker.conversation.transcript import Transcript, exchange_turn
-from worker.fleet import records
+from worker.fleet import record_moves, records
 from worker.fleet.redis_operations import connect_async, run, run_async
 from worker.fleet.session import Session
 
@@ -86,7 +86,7 @@ async def conversation(
 ) -> AsyncIterator[Conversation]:
     queued = new_session()
     with client_of(redis_url) as blocking:
-        run(blocking, records.create(queued, lifetime=60))
+        run(blocking, record_moves.create(queued, lifetime=60))
     session = claim(redis_url, queued.session_id)
     model, charged = ScriptedLLM(*scripts), list[str]()
 

@@ -20,13 +20,14 @@ from worker.call.ending import Ending
 from worker.call.handing_over import Giver, Messages, Successor, Wish
 from worker.call.own_record import OwnRecord
 from worker.conversation.transcript import Transcript, Turn
-from worker.fleet import admission, handing_over, records, workers
+from worker.fleet import admission, handing_over, record_moves, records, workers
 from worker.fleet.child import Child
 from worker.fleet.endings import Endings
-from worker.fleet.recovery import SETTLED, Recovery
+from worker.fleet.recovery import Recovery
 from worker.fleet.redis_operations import connect, connect_async, run
 from worker.fleet.session import Reason, Session, State
 from worker.fleet.table import Table
+from worker.fleet.times import SETTLED
 
 OWNER, SUCCESSOR = (f"{name}@test#00000000" for name in ("owner", "successor"))
 HOLD = 60.0
@@ -82,20 +83,22 @@ def server_client(server: RedisServer) -> Iterator["redis.Redis"]:
 def live_session(client: "redis.Redis") -> Session:
     session = new_session()
     run(client, admission.admit(session.tenant, session.room, session.session_id, join_ttl=HOLD, limit=9))
-    run(client, records.create(session, lifetime=HOLD))
-    run(client, records.claim(session.session_id, epoch=1, owner=OWNER, lifetime=HOLD))
-    step = records.move(session.session_id, State.LIVE, epoch=1, owner=OWNER, lifetime=HOLD, stamp="first_audio_at")
+    run(client, record_moves.create(session, lifetime=HOLD))
+    run(client, record_moves.claim(session.session_id, epoch=1, owner=OWNER, lifetime=HOLD))
+    step = record_moves.move(
+        session.session_id, State.LIVE, epoch=1, owner=OWNER, lifetime=HOLD, stamp="first_audio_at"
+    )
     return run(client, step)
 
 
 def standing_by(client: "redis.Redis", live: Session) -> Session:
-    offered = run(client, handing_over.offer(live)).offered_epoch
-    run(client, handing_over.stand_by(live.session_id, offered=offered, worker_id=SUCCESSOR))
+    offered = run(client, record_moves.offer(live)).offered_epoch
+    run(client, record_moves.stand_by(live.session_id, offered=offered, worker_id=SUCCESSOR))
     return replace(live, epoch=offered, owner=SUCCESSOR)
 
 
 def pass_on(client: "redis.Redis", live: Session, successor: Session) -> None:
-    run(client, handing_over.give(live, offered=successor.epoch, is_open=False, lifetime=HOLD))
+    run(client, record_moves.give(live, offered=successor.epoch, is_open=False, lifetime=HOLD))
 
 
 def read(client: "redis.Redis", session: Session) -> Session:
@@ -128,7 +131,7 @@ async def passing(
     hearing, messages, wish, asked = Hearing(), Messages.none(), Wish(), list[int]()
 
     def publish(offered: Session, queue: str) -> None:
-        run(client, handing_over.stand_by(live.session_id, offered=offered.epoch, worker_id=SUCCESSOR))
+        run(client, record_moves.stand_by(live.session_id, offered=offered.epoch, worker_id=SUCCESSOR))
         messages.ready.add(offered.epoch)
 
     def is_stored() -> bool:
@@ -293,7 +296,7 @@ async def test_what_was_passed_in_vain_to_one_who_renounced_it_is_its_last_owner
         ending = asyncio.create_task(agent.record.end())
         await asyncio.sleep(0.2)
         assert not ending.done(), "it stays until the session has an owner"
-        run(client, handing_over.take_back(live, offered=agent.session.epoch))
+        run(client, record_moves.take_back(live, offered=agent.session.epoch))
         await ending
         assert handing_over.owns(read(client, live), live)
         assert agent.published == []
@@ -333,9 +336,11 @@ async def test_a_call_that_breaks_soon_after_the_pass_goes_on_with_another_worke
 async def test_a_call_that_breaks_in_every_worker_fails(redis_url: str, client: "redis.Redis") -> None:
     live = live_session(client)
     for _ in range(3):
-        recovering = run(client, records.recover(live, most=3, settled=60, patience=30, lifetime=HOLD))
-        live = run(client, records.claim(live.session_id, epoch=recovering.epoch, owner=OWNER, lifetime=HOLD))
-    step = records.move(live.session_id, State.LIVE, epoch=live.epoch, owner=OWNER, lifetime=HOLD, stamp="recovered_at")
+        recovering = run(client, record_moves.recover(live, most=3, settled=60, patience=30, lifetime=HOLD))
+        live = run(client, record_moves.claim(live.session_id, epoch=recovering.epoch, owner=OWNER, lifetime=HOLD))
+    step = record_moves.move(
+        live.session_id, State.LIVE, epoch=live.epoch, owner=OWNER, lifetime=HOLD, stamp="recovered_at"
+    )
     live = run(client, step)
     async with successor_of(redis_url, client, live) as (agent, _):
         pass_on(client, live, agent.session)
@@ -372,8 +377,8 @@ async def test_a_session_that_is_given_back_waits_for_the_next_owner_and_is_nobo
     redis_url: str, client: "redis.Redis"
 ) -> None:
     session = new_session()
-    run(client, records.create(session, lifetime=HOLD))
-    waiting = run(client, records.claim(session.session_id, epoch=1, owner=OWNER, lifetime=HOLD))
+    run(client, record_moves.create(session, lifetime=HOLD))
+    waiting = run(client, record_moves.claim(session.session_id, epoch=1, owner=OWNER, lifetime=HOLD))
     async with connect_async(redis_url) as own_client:
         agent = Agent(waiting, own_client, Baton(is_held=True))
         agent.ending.give_back()

@@ -14,7 +14,7 @@ from tests.fleet_sessions import new_session
 from tests.scripted_llm import says
 from tests.test_call_drafts import conversation
 from worker.call.open_turn import OpenTurn, joined
-from worker.fleet import drafts, records
+from worker.fleet import drafts, record_moves, records
 from worker.fleet.errors import SessionNotFound, StaleEpoch
 from worker.fleet.redis_operations import connect, connect_async, run
 from worker.fleet.session import Session
@@ -32,8 +32,8 @@ def client(redis_url: str) -> Iterator["redis.Redis"]:
 def session(client: "redis.Redis") -> Session:
     """A session that has an owner."""
     session = new_session()
-    run(client, records.create(session, lifetime=60))
-    return run(client, records.claim(session.session_id, epoch=1, owner=OWNER, lifetime=60))
+    run(client, record_moves.create(session, lifetime=60))
+    return run(client, record_moves.claim(session.session_id, epoch=1, owner=OWNER, lifetime=60))
 
 
 def recognised(kind: stt.SpeechEventType, text: str) -> stt.SpeechEvent:

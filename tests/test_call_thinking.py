@@ -13,7 +13,7 @@ from tests.test_call_drafts import Conversation, conversation
 from worker.call.agent_llm import AgentLLM
 from worker.call.thinking import Thinking
 from worker.conversation.text_turns import is_written
-from worker.fleet import chats, records
+from worker.fleet import chats, record_moves
 from worker.fleet.chats import TurnState
 from worker.fleet.redis_operations import run, run_async
 from worker.fleet.session import State
@@ -74,7 +74,7 @@ async def line(
     redis_url: str, *scripts: Sequence[Step], is_quiet: Callable[[], bool] = lambda: True
 ) -> AsyncIterator[Line]:
     async with conversation(redis_url, *scripts) as talk:
-        live = records.move(
+        live = record_moves.move(
             talk.session.session_id,
             State.LIVE,
             epoch=talk.session.epoch,

@@ -16,7 +16,7 @@ from tests.test_configured_agents import weather_desk
 from tests.tool_server import ToolServer
 from worker.chat.service import ChatService
 from worker.chat.settings import ChatSettings
-from worker.fleet import chats, records
+from worker.fleet import chats, record_moves, records
 from worker.fleet.redis_operations import run
 from worker.fleet.session import Session, State
 
@@ -64,7 +64,7 @@ def written(redis_url: str, configuration: dict[str, Any], *, turn_id: str) -> S
     """A session of text with one text that waits for its answer."""
     session = replace(new_session(), state=State.CHAT, epoch=0, room="", configuration=configuration)
     with client_of(redis_url) as client:
-        run(client, records.create(session, lifetime=60))
+        run(client, record_moves.create(session, lifetime=60))
         write(redis_url, session, turn_id=turn_id)
     return session
 

@@ -31,7 +31,7 @@ from muster.errors import (
 from tests.open_fleet import agent_service, claim, client_of, lease_worker, open_joins
 from worker.call.timings import TurnTimings
 from worker.conversation.transcript import Citation, Turn, event_turn
-from worker.fleet import records
+from worker.fleet import record_moves, records
 from worker.fleet.redis_operations import run
 from worker.fleet.session import State
 
@@ -169,7 +169,7 @@ def test_every_refused_join_is_an_exception_of_its_own(redis_url: str, connect: 
     assert refused_join(room="attic") is FleetFull
     claim(redis_url, leaving)
     with client_of(redis_url) as state:
-        run(state, records.move(leaving, State.ENDING, epoch=1, lifetime=60, stamp="ending_at"))
+        run(state, record_moves.move(leaving, State.ENDING, epoch=1, lifetime=60, stamp="ending_at"))
     assert refused_join() is RoomChanging
 
 
@@ -177,7 +177,7 @@ def test_a_live_session_is_handed_over_to_another_worker(client: MusterClient, r
     session_id = client.join(room="kitchen", user_id="ada").session_id
     owner = claim(redis_url, session_id).owner
     with client_of(redis_url) as state:
-        run(state, records.move(session_id, State.LIVE, epoch=1, lifetime=60, stamp="first_audio_at"))
+        run(state, record_moves.move(session_id, State.LIVE, epoch=1, lifetime=60, stamp="first_audio_at"))
     assert type(refusal(lambda: client.hand_over(session_id))) is HandOverImpossible
     lease_worker(redis_url, worker_id="worker-2#1")
     assert client.hand_over(session_id, to="worker-2") == HandingOver(session_id, 1, owner)

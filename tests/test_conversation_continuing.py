@@ -20,7 +20,7 @@ from tests.redis_server import RedisServer
 from tests.scripted_llm import ScriptedLLM, Step, calls, says, transfers
 from worker.conversation.continuing import WORTHWHILE, Conversation, open_conversation
 from worker.conversation.transcript import Transcript, Turn, exchange_turn
-from worker.fleet import records
+from worker.fleet import record_moves, records
 from worker.fleet.errors import StateUnavailable
 from worker.fleet.redis_operations import connect_async, run, run_async
 from worker.fleet.session import Reason, Session
@@ -31,7 +31,7 @@ NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 def claimed(redis_url: str, **fields: Any) -> Session:
     queued = replace(new_session(), **fields)
     with client_of(redis_url) as client:
-        run(client, records.create(queued, lifetime=60))
+        run(client, record_moves.create(queued, lifetime=60))
     return claim(redis_url, queued.session_id)
 
 
@@ -192,7 +192,7 @@ async def test_a_continued_session_begins_where_the_old_one_ended(redis_url: str
         await first.turn(1, "a price")
         history = first.agent.history
     async with connect_async(redis_url) as client:
-        await run_async(client, records.end(old, Reason.CALLER_LEFT))
+        await run_async(client, record_moves.end(old, Reason.CALLER_LEFT))
         new = claimed(redis_url, metadata={"name": "Ada"}, continues=old.session_id)
         async with owner(redis_url, new, says("Ten dollars.")) as second:
             assert (second.agent.history, second.agent.active) == (history, "sales")
@@ -252,7 +252,7 @@ async def test_everything_of_a_conversation_lives_as_long_as_its_record(redis_ur
         for number in range(WORTHWHILE):
             await process.turn(number, "Really?")
     async with connect_async(redis_url) as client:
-        await run_async(client, records.end(session, Reason.LEFT))
+        await run_async(client, record_moves.end(session, Reason.LEFT))
         keys = [key async for key in client.scan_iter(match=f"muster:{{s:{session.session_id}}}:*")]
         lifetimes = [await client.pttl(key) for key in keys]
     assert len(keys) >= 3
@@ -269,7 +269,7 @@ async def test_a_conversation_outlives_a_redis_that_loses_its_data_and_then_its_
         await process.turn(1, "A price, please.")
         assert await transcript.flush(timeout=5)
         await client.flushdb()
-        await run_async(client, records.create(session, lifetime=60))
+        await run_async(client, record_moves.create(session, lifetime=60))
         conversation.lose()
         transcript.restart()
         for _ in range(250):
@@ -288,11 +288,11 @@ async def test_the_words_of_a_call_live_as_long_as_its_record_however_it_ends(re
     async with connect_async(redis_url) as client:
         for session in (left, cancelled):
             await run_async(client, records.append_turn(session, {"text": "Hello."}, lifetime=60))
-        await run_async(client, records.end(left, Reason.LEFT))
+        await run_async(client, record_moves.end(left, Reason.LEFT))
         # What the caller heard last is known when the pipeline is closed.
         await run_async(client, records.append_turn(left, {"text": "Good"}, lifetime=60))
-        await run_async(client, records.recover(cancelled, most=3, settled=60, patience=30, lifetime=60))
-        await run_async(client, records.leave(cancelled.session_id, command_id="leave", lifetime=60))
+        await run_async(client, record_moves.recover(cancelled, most=3, settled=60, patience=30, lifetime=60))
+        await run_async(client, record_moves.leave(cancelled.session_id, command_id="leave", lifetime=60))
         for session in (left, cancelled):
             lifetimes = [await client.pttl(key) for key in records.lasting_keys(session.session_id)]
             assert min(each for each in lifetimes if each != -2) > 23 * 3600 * 1000

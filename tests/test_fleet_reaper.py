@@ -9,15 +9,15 @@ import pytest
 import redis.asyncio
 
 from tests.fleet_sessions import new_session
-from worker.fleet import admission, records, workers
+from worker.fleet import admission, record_moves, records, workers
 from worker.fleet.endings import Endings
 from worker.fleet.errors import StaleEpoch
 from worker.fleet.ghosts import Ghosts, RoomServerSettings
-from worker.fleet.reaper import LEAVING, UNCLAIMED, UNPUBLISHED, UNRECORDED, Observation, Reaper
-from worker.fleet.recovery import MOST_IN_A_ROW, SETTLED, Recovery
+from worker.fleet.reaper import Observation, Reaper
+from worker.fleet.recovery import MOST_IN_A_ROW, Recovery
 from worker.fleet.redis_operations import connect_async, run_async
 from worker.fleet.session import Reason, Session, State
-from worker.fleet.workers import BEAT, LEASE
+from worker.fleet.times import BEAT, LEASE, LEAVING, SETTLED, UNCLAIMED, UNPUBLISHED, UNRECORDED
 
 WORKER = "worker@test#00000000"
 
@@ -55,11 +55,11 @@ class Bench:
 
     async def queue(self, session: Session, *, hold: float = 30) -> Session:
         await self.admit(session, hold=hold)
-        await run_async(self.client, records.create(session, lifetime=60))
+        await run_async(self.client, record_moves.create(session, lifetime=60))
         return session
 
     async def claim(self, session: Session, *, owner: str = WORKER) -> Session:
-        return await run_async(self.client, records.claim(session.session_id, epoch=1, owner=owner, lifetime=60))
+        return await run_async(self.client, record_moves.claim(session.session_id, epoch=1, owner=owner, lifetime=60))
 
     async def judge(self, *, after: float = 0.0) -> None:
         """Judge now, and again after so many seconds."""
@@ -107,15 +107,15 @@ async def test_the_old_owner_is_refused_and_the_next_one_claims(bench: Bench) ->
     with pytest.raises(StaleEpoch):
         await run_async(bench.client, records.append_turn(session, {"text": "too late"}, lifetime=60))
     with pytest.raises(StaleEpoch):
-        await run_async(bench.client, records.end(session, Reason.LEFT))
-    claimed = await run_async(bench.client, records.claim(session.session_id, epoch=2, owner=WORKER, lifetime=60))
+        await run_async(bench.client, record_moves.end(session, Reason.LEFT))
+    claimed = await run_async(bench.client, record_moves.claim(session.session_id, epoch=2, owner=WORKER, lifetime=60))
     assert (claimed.state, claimed.owner, claimed.agent_identity[-2:]) == (State.CONNECTING, WORKER, "-2")
 
 
 async def test_a_session_that_kills_one_owner_after_the_other_fails_in_the_end(bench: Bench) -> None:
     session = await bench.queue(new_session())
     for epoch in range(1, MOST_IN_A_ROW + 2):
-        claim = records.claim(session.session_id, epoch=epoch, owner=f"gone@test#{epoch}", lifetime=60)
+        claim = record_moves.claim(session.session_id, epoch=epoch, owner=f"gone@test#{epoch}", lifetime=60)
         await run_async(bench.client, claim)
         await bench.judge()
     failed = await bench.get(session)
@@ -129,7 +129,7 @@ async def test_owners_that_were_there_for_long_are_not_counted(bench: Bench) -> 
     session = await bench.queue(new_session())
     key = records.record_key(session.session_id)
     for epoch in range(1, MOST_IN_A_ROW + 4):
-        claim = records.claim(session.session_id, epoch=epoch, owner=f"gone@test#{epoch}", lifetime=60)
+        claim = record_moves.claim(session.session_id, epoch=epoch, owner=f"gone@test#{epoch}", lifetime=60)
         await run_async(bench.client, claim)
         await bench.client.hset(key, "claimed_at", str(time.time() - SETTLED - 1))
         await bench.judge()
@@ -151,13 +151,13 @@ async def test_a_session_that_nobody_goes_on_with_is_published_again_and_then_fa
 async def test_a_session_between_two_owners_leaves_at_once(bench: Bench) -> None:
     session = await bench.claim(await bench.queue(new_session()), owner="gone@test#1")
     await bench.judge()
-    left = await run_async(bench.client, records.leave(session.session_id, command_id="1", lifetime=60))
+    left = await run_async(bench.client, record_moves.leave(session.session_id, command_id="1", lifetime=60))
     assert (left.outcome, left.session.reason) == ("cancelled", Reason.LEFT)
 
 
 async def test_a_session_that_was_leaving_when_its_worker_died_keeps_its_reason(bench: Bench) -> None:
     session = await bench.claim(await bench.queue(new_session()), owner="gone@test#1")
-    leaving = records.move(
+    leaving = record_moves.move(
         session.session_id,
         State.ENDING,
         epoch=1,
@@ -176,7 +176,7 @@ async def test_a_session_whose_owner_was_stopped_while_it_left_ends_and_gives_it
     session = await bench.queue(new_session())
     claimed = await bench.claim(session, owner="worker@gone#1")
     # It was told no reason: it was cancelled.
-    leaving = records.move(
+    leaving = record_moves.move(
         session.session_id, State.ENDING, epoch=1, owner=claimed.owner, lifetime=60, stamp="ending_at"
     )
     await run_async(bench.client, leaving)
@@ -230,7 +230,7 @@ async def test_a_session_that_is_over_holds_its_room_only_while_its_owner_leaves
     leaving = await bench.claim(await bench.queue(new_session(room="leaving")))
     dead = await bench.claim(await bench.queue(new_session(room="dead")), owner="gone@test#1")
     for session in (leaving, dead):
-        await run_async(bench.client, records.end(session, Reason.LEFT))
+        await run_async(bench.client, record_moves.end(session, Reason.LEFT))
     await bench.judge(after=LEAVING - 0.1)
     assert await bench.holders() == [leaving.session_id]
     await bench.judge(after=0.2)

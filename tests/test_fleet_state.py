@@ -11,7 +11,7 @@ import redis
 
 from tests.fleet_sessions import new_session
 from tests.fleet_workers import keys_without_expiry
-from worker.fleet import admission, records, workers
+from worker.fleet import admission, record_moves, records, workers
 from worker.fleet.control import SessionControl
 from worker.fleet.errors import (
     FleetFull,
@@ -64,13 +64,13 @@ def join(control: SessionControl, room: str, *, idempotency_key: str | None = No
 
 
 def claim(client: "redis.Redis", session: Session, *, owner: str = WORKER) -> Session:
-    claimed = run(client, records.claim(session.session_id, epoch=session.epoch, owner=owner, lifetime=60))
+    claimed = run(client, record_moves.claim(session.session_id, epoch=session.epoch, owner=owner, lifetime=60))
     assert run(client, admission.confirm(session.tenant, session.room, session.session_id, hold=60))
     return claimed
 
 
 def end(client: "redis.Redis", session: Session, reason: Reason) -> Session:
-    ended = run(client, records.end(session, reason))
+    ended = run(client, record_moves.end(session, reason))
     run(client, admission.release(session.tenant, session.room, session.session_id))
     return ended
 
@@ -193,7 +193,7 @@ def test_a_stale_epoch_or_owner_changes_nothing(control: SessionControl, client:
         Session(**{**session.__dict__, "owner": "another"}),
     ):
         with pytest.raises(StaleEpoch):
-            run(client, records.end(stranger, Reason.LEFT))
+            run(client, record_moves.end(stranger, Reason.LEFT))
         with pytest.raises(StaleEpoch):
             run(client, records.stamp(stranger, "first_audio_at"))
         with pytest.raises(StaleEpoch):
@@ -206,7 +206,7 @@ def test_a_failure_stays_a_failure(control: SessionControl, client: "redis.Redis
     session = claim(client, join(control, "room").session)
     end(client, session, Reason.WORKER_LOST)
     with pytest.raises(IllegalMove):
-        run(client, records.end(session, Reason.LEFT))
+        run(client, record_moves.end(session, Reason.LEFT))
     control.leave(session.session_id)
     failed = control.get(session.session_id)
     assert (failed.state, failed.reason) == (State.FAILED, Reason.WORKER_LOST)
@@ -214,7 +214,7 @@ def test_a_failure_stays_a_failure(control: SessionControl, client: "redis.Redis
 
 def test_a_room_is_free_again_only_after_its_release(control: SessionControl, client: "redis.Redis") -> None:
     session = claim(client, join(control, "room").session)
-    run(client, records.end(session, Reason.LEFT))
+    run(client, record_moves.end(session, Reason.LEFT))
     with pytest.raises(RoomChanging):
         join(control, "room")
     run(client, admission.release(session.tenant, session.room, session.session_id))
@@ -248,7 +248,7 @@ def test_what_redis_gets_to_too_late_is_not_done(client: "redis.Redis") -> None:
     with pytest.raises(StateUnavailable):
         run(client, admit)
     with pytest.raises(StateUnavailable):
-        run(client, records.create(session, lifetime=60, not_after=just_now))
+        run(client, record_moves.create(session, lifetime=60, not_after=just_now))
     assert client.keys("*") == []
 
 

@@ -12,12 +12,11 @@ from tests.fleet_app import LIVES, TOLD_TO_DRAIN
 from tests.fleet_sessions import new_session
 from tests.fleet_workers import Fleet, Worker, empty_fleet, keys_without_expiry, wait_until
 from tests.redis_server import RedisServer
-from worker.fleet import admission, records, workers
-from worker.fleet.keeper import HUNG
+from worker.fleet import admission, record_moves, workers
 from worker.fleet.recovery import MOST_IN_A_ROW
 from worker.fleet.redis_operations import run
 from worker.fleet.session import Reason, Session, State
-from worker.fleet.workers import LEADER_LOCK, LEASE
+from worker.fleet.times import HUNG, LEADER_LOCK, LEASE
 
 #: Issue 3's bound for a lost worker.
 LOST = LEASE + LEADER_LOCK + 2
@@ -272,7 +271,7 @@ def test_a_worker_reads_recovery_first_then_its_own_queue_then_new_sessions(redi
     with empty_fleet(redis_database, number=11) as fleet:
         for queue in queues:
             session = new_session(session_id=queue, room=queue)
-            run(fleet.client, records.create(session, lifetime=60))
+            run(fleet.client, record_moves.create(session, lifetime=60))
             admit = admission.admit("default", session.room, session.session_id, join_ttl=30, limit=10)
             assert run(fleet.client, admit).outcome == "admitted"
             fleet.send(session, queue=queue)

@@ -28,7 +28,7 @@ from local.paths import ROOT
 from tests.crashing_graph import WORDS, conversation
 from tests.fleet_sessions import new_session
 from tests.redis_server import RedisServer
-from worker.fleet import records
+from worker.fleet import record_moves, records
 from worker.fleet.redis_operations import connect, run
 
 TTL = 60.0
@@ -372,8 +372,8 @@ def claimed(redis_url: str, session_id: str | None = None) -> Fence:
     """The fence of a session's owner, whose record is in Redis."""
     session = new_session(session_id=session_id)
     client = connect(redis_url)
-    run(client, records.create(session, lifetime=TTL))
-    run(client, records.claim(session.session_id, epoch=1, owner="worker", lifetime=TTL))
+    run(client, record_moves.create(session, lifetime=TTL))
+    run(client, record_moves.claim(session.session_id, epoch=1, owner="worker", lifetime=TTL))
     client.close()
     return Fence(records.record_key(session.session_id), epoch=1, owner="worker")
 

@@ -17,7 +17,7 @@ from graphs.errors import MemoryUnavailable, MemoryUnreadable, StaleWriter
 from graphs.remembered import SessionMemory
 from tests.fleet_sessions import new_session
 from tests.redis_server import RedisServer
-from worker.fleet import records
+from worker.fleet import record_moves, records
 from worker.fleet.redis_operations import connect, run
 
 TTL = 60.0
@@ -109,7 +109,7 @@ async def test_a_hundred_saves_take_no_more_room_than_the_last(checkpointer: Red
 
 async def test_a_former_owner_leaves_what_the_next_one_saved(redis_url: str) -> None:
     record, client = new_session(), connect(redis_url)
-    run(client, records.create(record, lifetime=TTL))
+    run(client, record_moves.create(record, lifetime=TTL))
     key, session_id = records.record_key(record.session_id), record.session_id
     saved = session(3, session_id=session_id)
 
@@ -118,7 +118,7 @@ async def test_a_former_owner_leaves_what_the_next_one_saved(redis_url: str) -> 
         async with open_checkpointer(redis_url, ttl=TTL, keep=1, fence=fence) as checkpointer:
             await SessionMemory(checkpointer, session_id=session_id).save(state)
 
-    run(client, records.claim(session_id, epoch=1, owner="first", lifetime=TTL))
+    run(client, record_moves.claim(session_id, epoch=1, owner="first", lifetime=TTL))
     await save(replace(saved, cursor="1-0"), epoch=1, owner="first")
     client.hset(key, mapping={"epoch": "2", "owner": "second"})
     await save(saved, epoch=2, owner="second")

@@ -16,7 +16,7 @@ import pytest
 from local.paths import ROOT
 from tests.chat_fleet import ChatFleet, ChatWorker, open_chat_fleet
 from tests.fleet_sessions import new_session
-from worker.fleet import records
+from worker.fleet import record_moves
 from worker.fleet.redis_operations import run
 from worker.fleet.session import Reason, Session
 
@@ -34,7 +34,7 @@ class DyingCall:
     def __init__(self, fleet: ChatFleet) -> None:
         self._fleet = fleet
         self.session = replace(new_session(), metadata={"name": "Sam"})
-        run(fleet.redis, records.create(self.session, lifetime=600))
+        run(fleet.redis, record_moves.create(self.session, lifetime=600))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.dying_call", self.session.session_id],
             cwd=ROOT,
@@ -58,7 +58,7 @@ class DyingCall:
         """Kill it, and end the session in its place, as its worker's keeper does."""
         self.process.kill()
         self.close()
-        return run(self._fleet.redis, records.end(self._fleet.read(self.session.session_id), Reason.WORKER_LOST))
+        return run(self._fleet.redis, record_moves.end(self._fleet.read(self.session.session_id), Reason.WORKER_LOST))
 
     def close(self) -> None:
         self.process.kill()

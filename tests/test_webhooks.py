@@ -31,13 +31,13 @@ from local.stack import Stack
 from tests.fleet_sessions import new_session
 from tests.open_fleet import WORKER, client_of, lease_worker, open_joins
 from tests.redis_server import RedisServer
-from worker.fleet import admission, records
+from worker.fleet import admission, record_moves, records
 from worker.fleet.departures import ON_THE_WAY, REMEMBERED, Departures
 from worker.fleet.errors import MoveRefused
 from worker.fleet.redis_operations import run
 from worker.fleet.session import Reason, Session, State
 from worker.fleet.settings import FleetSettings
-from worker.fleet.workers import LEASE
+from worker.fleet.times import LEASE
 
 KEYS = {"LIVEKIT_API_KEY": "the key", "LIVEKIT_API_SECRET": "a secret of at least 32 characters"}
 PATH = "/webhooks/livekit"
@@ -131,11 +131,11 @@ class Fleet:
         session = replace(session, admitted_at=time.time() - age)
         admit = admission.admit("default", session.room, session.session_id, join_ttl=60, limit=99)
         assert run(self.client, admit).outcome == "admitted"
-        assert run(self.client, records.create(session, lifetime=60))
+        assert run(self.client, record_moves.create(session, lifetime=60))
         return session
 
     def claim(self, session: Session, *, owner: str) -> Session:
-        return run(self.client, records.claim(session.session_id, epoch=1, owner=owner, lifetime=60))
+        return run(self.client, record_moves.claim(session.session_id, epoch=1, owner=owner, lifetime=60))
 
     def end_of(self, session: Session) -> tuple[State, Reason | None]:
         found = run(self.client, records.read(session.session_id))
@@ -201,7 +201,7 @@ def test_the_same_request_twice_has_one_effect(fleet: Fleet) -> None:
     first = post(fleet.service(), body, signature)
     again = replace(session, session_id=uuid.uuid4().hex, admitted_at=session.admitted_at)
     run(fleet.client, admission.admit("default", again.room, again.session_id, join_ttl=60, limit=99))
-    run(fleet.client, records.create(again, lifetime=60))
+    run(fleet.client, record_moves.create(again, lifetime=60))
     second = post(fleet.service(), body, signature)
 
     assert first.get_json()["outcome"] == "ended"
@@ -287,7 +287,7 @@ def test_a_worker_that_renews_its_lease_after_an_outage_keeps_its_session(fleet:
 
 def test_a_session_that_was_ending_when_its_worker_was_lost_keeps_its_reason(fleet: Fleet) -> None:
     session = fleet.claim(fleet.queue(), owner="gone@here#1")
-    leaving = records.move(
+    leaving = record_moves.move(
         session.session_id, State.ENDING, epoch=1, lifetime=60, stamp="ending_at", fields={"reason": Reason.LEFT}
     )
     run(fleet.client, leaving)

@@ -25,6 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--knowledge", type=Path, default=DEMO, help="folder the answers come from")
     parser.add_argument("--log", type=Path, help="file for one JSON line a request, with its text")
     parser.add_argument("--no-speech", action="store_true", help="neither recognition nor voice; starts faster")
+    parser.add_argument("--marked", action="store_true", help="marked words instead of speech, and an echo for a model")
     parser.add_argument("--first-token-delay", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--token-interval", type=float, default=0.005, metavar="SECONDS")
     return parser.parse_args()
@@ -36,15 +37,19 @@ def load_app(arguments: argparse.Namespace) -> web.Application:
     from local.providers.audio import read_pcm
     from local.providers.embeddings import SentenceEmbedder
     from local.providers.journal import Journal
+    from local.providers.marked import Echo, MarkRecogniser, MarkVoice
+    from local.providers.models import Recognises, Responds, Speaks
     from local.providers.recognition import Recogniser
     from local.providers.responder import Responder
     from local.providers.server import create_app
     from local.providers.voice import Voice
     from local.stand_ins import RECOGNITION, VOICE
 
-    def load_speech() -> tuple[Recogniser | None, Voice | None]:
+    def load_speech() -> tuple[Recognises | None, Speaks | None]:
         if arguments.no_speech:
             return None, None
+        if arguments.marked:
+            return MarkRecogniser(), MarkVoice(Voice)
         recogniser = Recogniser() if RECOGNITION.is_installed() else None
         voice = Voice() if VOICE.is_installed() else None
         for piece in voice.synthesize("Ready.", rate=16_000) if voice else ():
@@ -55,7 +60,9 @@ def load_app(arguments: argparse.Namespace) -> web.Application:
     with ThreadPoolExecutor(max_workers=1) as pool:
         speech = pool.submit(load_speech)
         embedder = SentenceEmbedder()
-        responder = Responder(knowledge=arguments.knowledge, embed=embedder.embed)
+        responder: Responds = (
+            Echo() if arguments.marked else Responder(knowledge=arguments.knowledge, embed=embedder.embed)
+        )
         recogniser, voice = speech.result()
     return create_app(
         recogniser=recogniser,

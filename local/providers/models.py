@@ -11,12 +11,20 @@ from numpy.typing import NDArray
 from local.providers.audio import Recording
 from local.providers.embeddings import SentenceEmbedder
 from local.providers.errors import NotOnThisMachine
-from local.providers.recognition import Recogniser, Transcript
+from local.providers.recognition import Transcript
 from local.providers.responder import Answer
-from local.providers.voice import Piece, Voice
+from local.providers.voice import Piece
 from local.stand_ins import RECOGNITION, VOICE
 
 Result = TypeVar("Result")
+
+
+class Recognises(Protocol):
+    def transcribe(self, recording: Recording) -> Transcript: ...
+
+
+class Speaks(Protocol):
+    def synthesize(self, text: str, *, rate: int, speaker: str, speed: float, eager: bool) -> Iterator[Piece]: ...
 
 
 class Responds(Protocol):
@@ -30,7 +38,7 @@ class Models:
     """
 
     def __init__(
-        self, *, recogniser: Recogniser | None, voice: Voice | None, embedder: SentenceEmbedder, responder: Responds
+        self, *, recogniser: Recognises | None, voice: Speaks | None, embedder: SentenceEmbedder, responder: Responds
     ) -> None:
         self._recogniser = recogniser
         self._voice = voice

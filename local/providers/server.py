@@ -18,10 +18,8 @@ from local.providers.errors import MethodNotAllowed, ProviderError, UnknownPath
 from local.providers.exchange import parse
 from local.providers.faults import Faults, FaultSettings
 from local.providers.journal import Journal
-from local.providers.models import Models, Responds
+from local.providers.models import Models, Recognises, Responds, Speaks
 from local.providers.openai_api import OpenAIInterface
-from local.providers.recognition import Recogniser
-from local.providers.voice import Voice
 
 #: Bytes.
 LARGEST_UPLOAD = 64 * 1024 * 1024
@@ -31,8 +29,8 @@ ELEVENLABS_PATHS = ("/v1/text-to-speech", "/v1/speech-to-text", "/v1/voices")
 
 def create_app(
     *,
-    recogniser: Recogniser | None,
-    voice: Voice | None,
+    recogniser: Recognises | None,
+    voice: Speaks | None,
     embedder: SentenceEmbedder,
     responder: Responds,
     journal: Journal | None = None,

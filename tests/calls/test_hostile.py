@@ -16,7 +16,7 @@ from livekit import api, rtc
 from tests.calls.calling import Fleet, OngoingCall, new_room
 from tests.fleet_sessions import new_session
 from worker.call.discretion import Discretion
-from worker.fleet import admission, records, workers
+from worker.fleet import admission, record_moves, records, workers
 from worker.fleet.control import SessionControl
 from worker.fleet.endings import Endings
 from worker.fleet.errors import RecordUnreadable
@@ -61,7 +61,7 @@ async def _agent_is_connected(livekit: api.LiveKitAPI, room: str) -> None:
 
 def test_a_turn_whose_answer_was_lost_is_stored_once(client: "redis.Redis") -> None:
     session = new_session()
-    run(client, records.create(session, lifetime=60))
+    run(client, record_moves.create(session, lifetime=60))
     first, second = ({"item_id": name, "at": 1.5} for name in ("first", "second"))
     ids = [run(client, records.append_turn(session, turn, lifetime=60)) for turn in (first, first, second, second)]
     assert ids[0] == ids[1] and ids[2] == ids[3]
@@ -70,10 +70,10 @@ def test_a_turn_whose_answer_was_lost_is_stored_once(client: "redis.Redis") -> N
 
 def test_a_call_goes_live_although_redis_missed_the_step_before(client: "redis.Redis") -> None:
     session = new_session()
-    run(client, records.create(session, lifetime=60))
-    run(client, records.claim(session.session_id, epoch=1, owner=WORKER, lifetime=60))
+    run(client, record_moves.create(session, lifetime=60))
+    run(client, record_moves.claim(session.session_id, epoch=1, owner=WORKER, lifetime=60))
     for _ in range(2):
-        live = records.move(session.session_id, State.LIVE, epoch=1, lifetime=60, stamp="first_audio_at")
+        live = record_moves.move(session.session_id, State.LIVE, epoch=1, lifetime=60, stamp="first_audio_at")
         assert run(client, live).state is State.LIVE
 
 
@@ -83,8 +83,8 @@ async def test_an_unreadable_record_stops_neither_the_reaper_nor_the_list(
     damaged, newer, lost = (new_session(room=f"room {number}") for number in range(3))
     for session in (damaged, newer, lost):
         run(client, admission.admit("default", session.room, session.session_id, join_ttl=30, limit=9))
-        run(client, records.create(session, lifetime=60))
-    run(client, records.claim(lost.session_id, epoch=1, owner=WORKER, lifetime=60))
+        run(client, record_moves.create(session, lifetime=60))
+    run(client, record_moves.claim(lost.session_id, epoch=1, owner=WORKER, lifetime=60))
     client.hdel(records.record_key(damaged.session_id), "metadata")
     client.hset(records.record_key(newer.session_id), "state", "levitating")
 
@@ -222,7 +222,7 @@ async def test_of_two_agents_of_a_session_only_the_younger_stays(fleet: Fleet) -
         with connect(fleet.stack.settings["REDIS_URL"]) as client:
             record = run(client, records.read(session_id))
             assert record is not None
-            run(client, records.end(record, Reason.LEFT))
+            run(client, record_moves.end(record, Reason.LEFT))
             run(client, admission.release(record.tenant, record.room, session_id))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import redis.asyncio
 
 from worker.call.baton import Baton
-from worker.fleet import admission, handing_over, records
+from worker.fleet import admission, record_moves
 from worker.fleet.errors import MoveRefused, SessionNotFound
 from worker.fleet.redis_operations import run_async
 from worker.fleet.session import Reason, Session
@@ -40,7 +40,7 @@ class Claiming:
 
     async def claim(self) -> Claimed | None:
         """What was claimed; None when the message is void. Raises `StateUnavailable`."""
-        step = records.claim(self._session_id, epoch=self._epoch, owner=self._worker_id, lifetime=self._hold)
+        step = record_moves.claim(self._session_id, epoch=self._epoch, owner=self._worker_id, lifetime=self._hold)
         try:
             session = await run_async(self._client, step)
         except (MoveRefused, SessionNotFound):
@@ -53,7 +53,7 @@ class Claiming:
 
     async def _stand_by(self) -> Claimed | None:
         """The session as this child will own it, if it was offered in this epoch."""
-        step = handing_over.stand_by(self._session_id, offered=self._epoch, worker_id=self._worker_id)
+        step = record_moves.stand_by(self._session_id, offered=self._epoch, worker_id=self._worker_id)
         try:
             session = await run_async(self._client, step)
         except (MoveRefused, SessionNotFound):

@@ -13,18 +13,9 @@ from collections.abc import Awaitable, Callable
 
 from worker.fleet.child import Child
 from worker.fleet.errors import StateUnavailable
-from worker.fleet.workers import DEAD_MAN, WITNESS
+from worker.fleet.times import ARMING, DEAD_MAN, DOUBT, DOUBT_ANSWER, RESPITE, WITNESS
 
 logger = logging.getLogger(__name__)
-
-#: Seconds between two looks.
-_LOOK = 0.25
-#: Seconds before the switch goes off at which Redis is asked whether it answers at all.
-_DOUBT = 1.0
-#: Seconds Redis has to answer that.
-_ANSWER = 0.4
-#: Seconds a witness counts; enough for the keeper to renew the lease once Redis is back.
-_RESPITE = 2.5
 
 
 class DeadMan:
@@ -52,7 +43,7 @@ class DeadMan:
         """Keep the switch armed until `stand_down`."""
         while not self._is_over:
             await self._arm()
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(ARMING)
 
     def stand_down(self) -> None:
         """Disarm it: the agent is in no room any more."""
@@ -61,10 +52,10 @@ class DeadMan:
 
     async def _arm(self) -> None:
         left = DEAD_MAN - self._age
-        if left > _DOUBT:
+        if left > DOUBT:
             self._child.arm(left)
         elif self._age < WITNESS and self._witness() and not await self._redis_answers() and not self._is_over:
-            self._child.arm(_RESPITE)
+            self._child.arm(RESPITE)
 
     @property
     def _age(self) -> float:
@@ -73,7 +64,7 @@ class DeadMan:
 
     async def _redis_answers(self) -> bool:
         try:
-            async with asyncio.timeout(_ANSWER):
+            async with asyncio.timeout(DOUBT_ANSWER):
                 await self._ask()
         except (TimeoutError, StateUnavailable):
             return False

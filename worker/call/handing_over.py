@@ -19,20 +19,17 @@ from worker.call.baton import Baton
 from worker.call.ending import Ending
 from worker.call.own_record import OwnRecord
 from worker.conversation.continuing import replay
-from worker.fleet import handing_over, records, workers
+from worker.fleet import handing_over, record_moves, records, workers
 from worker.fleet.errors import HandOverImpossible, MoveRefused, RecordUnreadable, SessionNotFound, StateUnavailable
 from worker.fleet.handing_over import Command
 from worker.fleet.publishing import RECOVERY_QUEUE, worker_queue
 from worker.fleet.redis_operations import Operation, run_async
 from worker.fleet.session import Session
+from worker.fleet.times import READY_WITHIN, TAKEN_UP_WITHIN
 from worker.fleet.workers import WorkerStatus
 
 logger = logging.getLogger(__name__)
 
-#: Seconds a successor has from the offer until it hears the caller.
-READY_WITHIN = 20.0
-#: Seconds a worker that was chosen has until a process of its stands by; its free slot may be taken meanwhile.
-TAKEN_UP_WITHIN = 3.0
 #: Seconds between two attempts while the worker drains.
 _RETRY = 1.0
 #: Seconds between two looks for the right moment, and between two looks at the record.
@@ -195,7 +192,7 @@ class Giver:
 
     async def _attempt(self) -> None:
         worker = await self._choose()
-        offered = (await run_async(self._client, handing_over.offer(self._session))).offered_epoch
+        offered = (await run_async(self._client, record_moves.offer(self._session))).offered_epoch
         self._accept(offered)
         # A draining worker does not consume what it publishes there, and the next free slot takes it. In the first
         # second it may still read.
@@ -208,7 +205,7 @@ class Giver:
             await self._pass(offered)
         elif not self._ending.is_decided:
             # Nobody is told of this one, and the last one is void.
-            await run_async(self._client, handing_over.offer(self._session))
+            await run_async(self._client, record_moves.offer(self._session))
             raise HandOverImpossible("No successor came in time.")
 
     async def _choose(self) -> WorkerStatus:
@@ -274,12 +271,12 @@ class Giver:
         logger.info("handed over", extra={"session": self._session.session_id, "epoch": offered})
 
     async def _give(self, offered: int, *, is_open: bool) -> None:
-        """Pass it; raises `_NotTakenError` when it may have been passed in vain, and what `handing_over.give` does.
+        """Pass it; raises `_NotTakenError` when it may have been passed in vain, and what `record_moves.give` does.
 
         While Redis does not say whether it was, only who it was passed to knows whether it will answer. A Redis that
         has lost the session says nothing either: whoever answers registers it again.
         """
-        step = handing_over.give(self._session, offered=offered, is_open=is_open, lifetime=self._lifetime)
+        step = record_moves.give(self._session, offered=offered, is_open=is_open, lifetime=self._lifetime)
         while True:
             try:
                 await run_async(self._client, step)
@@ -293,7 +290,7 @@ class Giver:
                 if verdict is Verdict.GONE:
                     # Should it come back after all, it comes as one that has the session by force.
                     self._refuse(offered)
-                self._record.doubt(handing_over.take_back(self._session, offered=offered))
+                self._record.doubt(record_moves.take_back(self._session, offered=offered))
                 raise _NotTakenError
             await asyncio.sleep(_PASS_RETRY)
 
@@ -338,7 +335,7 @@ class Successor:
         await self._baton.ear.hears.wait()
         while True:
             try:
-                await run_async(self._client, handing_over.ready(self._session, lifetime=self._lifetime))
+                await run_async(self._client, record_moves.ready(self._session, lifetime=self._lifetime))
                 break
             except StateUnavailable:
                 await asyncio.sleep(_RETRY)

@@ -12,13 +12,14 @@ import redis.asyncio
 
 from worker.call.baton import Baton
 from worker.call.ending import Ending
-from worker.fleet import admission, handing_over, records
+from worker.fleet import admission, handing_over, record_moves, records
 from worker.fleet.child import Child
 from worker.fleet.errors import MoveRefused, RecordUnreadable, SessionNotFound, StaleEpoch, StateUnavailable
-from worker.fleet.recovery import SETTLED, Recovery
+from worker.fleet.recovery import Recovery
 from worker.fleet.redis_operations import Operation, run_async
 from worker.fleet.session import Reason, Session, State
 from worker.fleet.task_states import HANDED_OVER
+from worker.fleet.times import SETTLED, STAMP
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,6 @@ Answer = TypeVar("Answer")
 #: Seconds between two attempts, and seconds all of them may take, to record an end while Redis is away.
 _RETRY = 0.5
 _LIMIT = 120.0
-#: Seconds between two looks whether Redis has lost its data, and whether a renounced session was taken back.
-_LOOK = 0.5
 #: Seconds the last owner has, once Redis answers, to take back what was passed to an agent that has renounced it.
 _TAKEN_BACK_WITHIN = 5.0
 
@@ -89,7 +88,7 @@ class OwnRecord:
     async def move(self, target: State, *, stamp: str, patient: bool = False) -> None:
         """Move the record on; the call goes on without it when Redis is away, unless it is patient."""
         reason = {"reason": self._ending.reason} if self._ending.reason else {}
-        move = records.move(
+        move = record_moves.move(
             self._session.session_id,
             target,
             epoch=self._session.epoch,
@@ -161,7 +160,7 @@ class OwnRecord:
     async def _end(self, reason: Reason) -> None:
         session = self._session
         try:
-            await self.insist(records.end(session, reason))
+            await self.insist(record_moves.end(session, reason))
         except StaleEpoch:
             # Another owner goes on with it, and with the room.
             self._is_recorded_by_another = True
@@ -186,7 +185,7 @@ class OwnRecord:
     async def _see_taken_back(self) -> None:
         """Be there until the last owner has the session again; leave it to the next one when there is no last one."""
         session = self._session
-        step = handing_over.step_back(session.session_id, offered=session.epoch, worker_id=session.owner)
+        step = record_moves.step_back(session.session_id, offered=session.epoch, worker_id=session.owner)
         until: float | None = None
         try:
             record = await self.insist(step)
@@ -195,7 +194,7 @@ class OwnRecord:
                 if time.monotonic() > until:
                     await self._leave_to_the_next(is_lost=True)
                     return
-                await asyncio.sleep(_LOOK)
+                await asyncio.sleep(STAMP)
                 record = await self.insist(step)
         except SessionNotFound:
             logger.info("nothing to take back", extra={"session": session.session_id})
@@ -210,7 +209,7 @@ class OwnRecord:
             return
         session = self._session
         self._has_stepped_back = True
-        step = handing_over.step_back(session.session_id, offered=session.epoch, worker_id=session.owner)
+        step = record_moves.step_back(session.session_id, offered=session.epoch, worker_id=session.owner)
         try:
             record = await self.insist(step)
             self._ending.superseded = not handing_over.owns(record, session)
@@ -236,7 +235,7 @@ class OwnRecord:
             if self._emptied != self._child.emptied and self._baton.is_held:
                 self._emptied = self._child.emptied
                 await self._register_again()
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(STAMP)
 
     async def _register_again(self) -> None:
         session = self._session
@@ -247,7 +246,7 @@ class OwnRecord:
             logger.error("the room was given to another", extra={"session": session.session_id})
             self._ending.supersede()
             return
-        if await self.insist(records.create(self._current(), lifetime=self._hold)):
+        if await self.insist(record_moves.create(self._current(), lifetime=self._hold)):
             self.store_again()
         logger.warning("registered again", extra={"session": session.session_id})
 

@@ -25,11 +25,9 @@ from worker.fleet.recovery import Recovery
 from worker.fleet.redis_operations import connect_async
 from worker.fleet.session import Reason, Session
 from worker.fleet.task_states import DRAINING
+from worker.fleet.times import STAMP
 
 logger = logging.getLogger(__name__)
-
-#: Seconds between two signs of life of the call's event loop.
-_STAMP = 0.5
 
 
 def serve(session_id: str, epoch: int, *, child: Child, announce: Callable[[str], None]) -> Reason | str | None:
@@ -170,7 +168,7 @@ class _Service:
         """Show the keeper that this event loop lives."""
         while True:
             self._child.slot.stamp()
-            await asyncio.sleep(_STAMP)
+            await asyncio.sleep(STAMP)
 
 
 async def _leave_alone(session: Session) -> None:

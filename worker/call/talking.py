@@ -37,6 +37,7 @@ from worker.fleet.errors import StateUnavailable
 from worker.fleet.redis_operations import connect_async, run_async
 from worker.fleet.session import State
 from worker.fleet.task_states import LIVE
+from worker.fleet.times import LEFT, LINGER
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +50,6 @@ _LOAD_LIMIT = 20.0
 _CATCH_UP_LIMIT = 1.5
 #: Seconds the last turns may take to reach Redis.
 _FLUSH_LIMIT = 2.0
-#: Seconds an agent stays that has handed over: the caller's jitter buffer still plays its last words.
-_LINGER = 0.5
-#: Seconds after which one that is still there is taken for dead.
-_LEFT = 3.0
 #: Seconds for which the end of a call is not recorded because a tool is still at work, for instance a ticket's.
 _TOOL_LIMIT = 3.0
 
@@ -191,7 +188,7 @@ async def _leave(serving: Serving, place: Place, call: Call, agent: SupervisorAg
         # The pipeline waits for whom a parked turn keeps.
         serving.baton.lose()
     if serving.ending.handed_over:
-        await asyncio.sleep(_LINGER)
+        await asyncio.sleep(LINGER)
     if not (serving.ending.superseded or serving.record.goes_on):
         await serving.record.move(State.ENDING, stamp="ending_at")
     await asyncio.gather(place.connecting, return_exceptions=True)
@@ -272,7 +269,7 @@ async def _enter(place: Place, call: Call) -> None:
 
 
 async def _clear_up(fences: Fences) -> None:
-    await asyncio.sleep(_LEFT)
+    await asyncio.sleep(LEFT)
     await fences.remove_older()
 
 

@@ -26,6 +26,7 @@ from worker.fleet.errors import (
     StaleEpoch,
     TurnInProgress,
 )
+from worker.fleet.record_moves import CLAIM_FOR_A_TURN
 from worker.fleet.records import KEPT_AFTER_END, commands_key, lasting_keys, record_key
 from worker.fleet.redis_operations import NOW, Operation, pairs
 from worker.fleet.session import Session, State
@@ -159,16 +160,14 @@ return {{way, redis.call('HGETALL', KEYS[1])}}"""
 # KEYS: record, turn under way, turn, then what expires together. ARGV: turn id, owner, lease ms, lifetime in ms, epoch
 # ('' = claim).
 _TAKE = f"""#!lua
+{CLAIM_FOR_A_TURN}
 local record = redis.call('HMGET', KEYS[1], 'state', 'epoch', 'owner')
 if not record[1] then return {{'missing'}} end
 if redis.call('HGET', KEYS[3], 'state') ~= '{TurnState.WAITING}' or redis.call('GET', KEYS[2]) ~= ARGV[1] then
   return {{'void'}}
 end
 if ARGV[5] == '' then
-  local open = {{ {State.CHAT} = true, {State.ENDED} = true, {State.FAILED} = true }}
-  if not open[record[1]] then return {{'void'}} end
-  redis.call('HINCRBY', KEYS[1], 'epoch', 1)
-  redis.call('HSET', KEYS[1], 'owner', ARGV[2])
+  if not claim_for_a_turn(record[1], ARGV[2]) then return {{'void'}} end
   for i = 4, #KEYS do redis.call('PEXPIRE', KEYS[i], ARGV[4]) end
 elseif record[2] ~= ARGV[5] or record[3] ~= ARGV[2] then
   return {{'stale'}}

@@ -12,7 +12,7 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError
 
-from worker.fleet import chats, records
+from worker.fleet import chats, record_moves, records
 from worker.fleet.breaker import Breaker
 from worker.fleet.chats import Progress, Reply, ReplyKind, TurnState
 from worker.fleet.control import ANSWERED_WITHIN
@@ -181,7 +181,7 @@ class ChatControl:
             epoch=0,
             admitted_at=time.time(),
         )
-        if self._run(records.create(session, lifetime=chats.UNANSWERED)):
+        if self._run(record_moves.create(session, lifetime=chats.UNANSWERED)):
             self._run(chats.enlist(session.tenant, session_id))
 
     def _write(self, session_id: str, turn_id: str, *, user_id: str, text: str) -> ChatTurn:

@@ -9,7 +9,7 @@ from typing import Any, Concatenate, ParamSpec
 
 import redis
 
-from worker.fleet import admission, chats, handing_over, records, workers
+from worker.fleet import admission, chats, handing_over, record_moves, records, workers
 from worker.fleet.breaker import Breaker
 from worker.fleet.errors import HandOverImpossible, SessionNotFound, StateUnavailable
 from worker.fleet.joining import Join, Joined
@@ -100,9 +100,11 @@ class SessionControl:
         return self._patience.wait_for(join.make, give_up=join.give_up)
 
     @_in_time
-    def leave(self, session_id: str) -> records.LeaveAnswer:
+    def leave(self, session_id: str) -> record_moves.LeaveAnswer:
         """End a session from any replica: a queued one at once, a running one through its owner."""
-        answer = self._run(records.leave(session_id, command_id=uuid.uuid4().hex, lifetime=self._settings.session_hold))
+        answer = self._run(
+            record_moves.leave(session_id, command_id=uuid.uuid4().hex, lifetime=self._settings.session_hold)
+        )
         if answer.outcome == "cancelled":
             self._release(answer.session)
         return answer
@@ -120,7 +122,7 @@ class SessionControl:
         ):
             raise HandOverImpossible("No other worker of this name is free." if to else "No other worker is free.")
         hold = self._settings.session_hold
-        return self._run(handing_over.ask(session_id, to=to, command_id=uuid.uuid4().hex, lifetime=hold))
+        return self._run(record_moves.ask(session_id, to=to, command_id=uuid.uuid4().hex, lifetime=hold))
 
     @_in_time
     def get(self, session_id: str) -> Session:

@@ -36,11 +36,12 @@ from typing import Literal
 
 import redis
 
-from worker.fleet import admission, records, workers
+from worker.fleet import admission, record_moves, records, workers
 from worker.fleet.errors import MoveRefused, RecordUnreadable, SessionNotFound
 from worker.fleet.reaper import Observation
 from worker.fleet.redis_operations import Answer, Operation, run
 from worker.fleet.session import Reason, Session
+from worker.fleet.times import BEAT
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ class Departures:
                 return None
             reason = session.reason or reason
         try:
-            self._run(records.end(session, reason))
+            self._run(record_moves.end(session, reason))
         except (MoveRefused, SessionNotFound) as refusal:
             logger.info("session %s is left alone: %s", session.session_id, refusal)
             return None
@@ -156,7 +157,7 @@ class Departures:
             observation.saw()
             if observation.suffices:
                 return True
-            self._wait(workers.BEAT)
+            self._wait(BEAT)
         return False
 
     def _run(self, operation: Operation[Answer]) -> Answer:

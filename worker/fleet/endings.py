@@ -8,7 +8,7 @@ from typing import Any
 
 import redis.asyncio
 
-from worker.fleet import admission, records
+from worker.fleet import admission, record_moves
 from worker.fleet.errors import MoveRefused, SessionNotFound
 from worker.fleet.redis_operations import run_async
 from worker.fleet.session import Reason, Session
@@ -45,7 +45,7 @@ class Endings:
         """
         reason = session.reason or reason
         try:
-            await run_async(self._client, records.end(session, reason))
+            await run_async(self._client, record_moves.end(session, reason))
         except (MoveRefused, SessionNotFound) as refusal:
             logger.info("session %s is left alone: %s", session.session_id, refusal)
             return

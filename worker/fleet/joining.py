@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from worker.fleet import admission, records, workers
+from worker.fleet import admission, record_moves, records, workers
 from worker.fleet.errors import (
     FleetFull,
     FleetNotReady,
@@ -32,7 +32,7 @@ _CHANGING_WAIT = 1.0
 #: Seconds from its start after which a join takes no further step; the last one may then take its `REQUEST_TIMEOUT`.
 _LAST_STEP = 1.5
 #: Seconds after its admission at which a session without a record never gets one: its join was given up.
-_ABANDONED = _LAST_STEP + REQUEST_TIMEOUT + 0.5
+ABANDONED = _LAST_STEP + REQUEST_TIMEOUT + 0.5
 
 
 class Run(Protocol):
@@ -149,7 +149,7 @@ class Join:
         session = self._session
         lifetime = self._settings.join_ttl + self._settings.session_hold
         try:
-            is_new = self._insist(lambda: records.create(session, lifetime=lifetime, not_after=self._not_after()))
+            is_new = self._insist(lambda: record_moves.create(session, lifetime=lifetime, not_after=self._not_after()))
         except StateUnavailable:
             self._take_back(record=True)
             raise
@@ -184,7 +184,7 @@ class Join:
             # Both requests make one session, whichever of them writes its record.
             self._session = replace(self._session, session_id=admitted.session_id)
             return True
-        if admitted.age < _ABANDONED:
+        if admitted.age < ABANDONED:
             return False
         self._run(admission.release(self._session.tenant, self._session.room, admitted.session_id))
         return True
@@ -224,7 +224,7 @@ class Join:
             steps.append(admission.forget(session.tenant, key, session.session_id))
         if record:
             steps.append(
-                records.leave(session.session_id, command_id=session.session_id, lifetime=self._settings.join_ttl)
+                record_moves.leave(session.session_id, command_id=session.session_id, lifetime=self._settings.join_ttl)
             )
         self._quietly(steps)
 

@@ -19,7 +19,7 @@ from functools import partial
 import psutil
 import redis.asyncio
 
-from worker.fleet import handing_over, records, workers
+from worker.fleet import record_moves, records, workers
 from worker.fleet.app import create_producer
 from worker.fleet.endings import Endings
 from worker.fleet.errors import RecordUnreadable, SessionNotFound, StateUnavailable
@@ -33,14 +33,11 @@ from worker.fleet.session import Reason, Session
 from worker.fleet.settings import FleetSettings
 from worker.fleet.table import ABANDONED, Holding, Table
 from worker.fleet.task_states import show_end
-from worker.fleet.workers import BEAT, WorkerStatus
+from worker.fleet.times import BEAT, HUNG, LOOK
+from worker.fleet.workers import WorkerStatus
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at the children.
-LOOK = 0.1
-#: Seconds after its last stamp at which a child counts as hung.
-HUNG = 3.0
 #: Lost sessions that wait for Redis to come back; more than any worker has slots.
 _MOST_LOST = 1000
 _PR_SET_PDEATHSIG = 1
@@ -181,7 +178,7 @@ class Keeper:
         session = await run_async(self._client, records.read(lost.session_id))
         if session is None or (session.standby, session.offered_epoch) != (self._status.worker_id, lost.epoch):
             return session
-        step = handing_over.step_back(lost.session_id, offered=lost.epoch, worker_id=self._status.worker_id)
+        step = record_moves.step_back(lost.session_id, offered=lost.epoch, worker_id=self._status.worker_id)
         try:
             # The answer tells whether the owner was faster and has passed the session to the dead.
             session = await run_async(self._client, step)

@@ -7,7 +7,6 @@ renewed its lease again, so an outage of Redis, however long, ends no call.
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Final
 
 import redis.asyncio
 
@@ -17,19 +16,10 @@ from worker.fleet.errors import RecordUnreadable
 from worker.fleet.recovery import Recovery
 from worker.fleet.redis_operations import Answer, Operation, run_async
 from worker.fleet.session import Reason, Session, State
+from worker.fleet.times import LEASE, LEAVING, UNBROKEN, UNCLAIMED, UNPUBLISHED, UNRECORDED
 
 logger = logging.getLogger(__name__)
 
-#: Seconds a session that waits for an owner may be without a message: `/join` is just publishing it.
-UNPUBLISHED = 2.0
-#: Seconds after which its message is published again. Reading a message is not atomic on Redis: a
-#: worker that dies in that moment leaves no trace of it anywhere. So it is repeated until the join deadline instead of
-#: searched for; of several messages only one finds the session unclaimed, the others end at once.
-UNCLAIMED = 5.0
-#: Seconds a hold may be without a record: `/join` is just writing it.
-UNRECORDED = 5.0
-#: Seconds a session that is over may hold its room: its owner is just leaving it.
-LEAVING = 5.0
 _RECENT = 1000
 
 
@@ -63,8 +53,6 @@ class Observation:
     A keeper that was suspended itself has seen nothing meanwhile.
     """
 
-    _LONGEST_GAP: Final = workers.BEAT * 2.5
-
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._since: float | None = None
@@ -73,7 +61,7 @@ class Observation:
     def saw(self) -> None:
         """Redis answered."""
         now = self._clock()
-        if self._since is None or now - self._last > self._LONGEST_GAP:
+        if self._since is None or now - self._last > UNBROKEN:
             self._since = now
         self._last = now
 
@@ -84,11 +72,7 @@ class Observation:
     @property
     def suffices(self) -> bool:
         """Whether it has lasted a whole lease."""
-        return (
-            self._since is not None
-            and self._last - self._since >= workers.LEASE
-            and self._clock() - self._last <= self._LONGEST_GAP
-        )
+        return self._since is not None and self._last - self._since >= LEASE and self._clock() - self._last <= UNBROKEN
 
 
 class Reaper:
@@ -133,7 +117,7 @@ class Reaper:
             return
         if self._closed_since is None:
             self._closed_since = self._clock()
-        if self._clock() - self._closed_since >= workers.LEASE:
+        if self._clock() - self._closed_since >= LEASE:
             await self._run(workers.open_joins(self._worker_id))
             logger.info("joins are open")
 

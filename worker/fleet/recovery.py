@@ -7,20 +7,17 @@ from collections.abc import Callable
 import redis.asyncio
 from kombu.exceptions import OperationalError
 
-from worker.fleet import records
+from worker.fleet import record_moves, records
 from worker.fleet.endings import Endings
 from worker.fleet.errors import MoveRefused, RecoveriesExhausted, SessionNotFound
 from worker.fleet.redis_operations import run_async
 from worker.fleet.session import Reason, Session, State
+from worker.fleet.times import SETTLED, UNOWNED
 
 logger = logging.getLogger(__name__)
 
 #: Owners in a row that a session may lose: what kills every process must not go through the whole fleet.
 MOST_IN_A_ROW = 3
-#: Seconds after its claim from which on an owner's loss has nothing to do with the ones before.
-SETTLED = 60.0
-#: Seconds a session may be without an owner.
-PATIENCE = 30.0
 
 
 class Recovery:
@@ -53,11 +50,11 @@ class Recovery:
         if session.reason is not None or session.state is State.ENDING:
             await self._endings.end(session, Reason.WORKER_LOST)
             return
-        step = records.recover(
+        step = record_moves.recover(
             session,
             most=MOST_IN_A_ROW,
             settled=SETTLED,
-            patience=PATIENCE,
+            patience=UNOWNED,
             lifetime=self._lifetime,
             is_lost=is_lost,
         )

@@ -64,19 +64,31 @@ _BROKEN = frozenset(
         Reason.INTERNAL_ERROR,
     }
 )
-_OVER = frozenset({State.ENDED, State.FAILED})
+#: Where a session stays for ever.
+OVER = frozenset({State.ENDED, State.FAILED})
 _NEXT: Mapping[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.CONNECTING}) | _OVER,
+    State.QUEUED: frozenset({State.CONNECTING}) | OVER,
     # While Redis is away a call goes on, and its record catches up with it in one step.
-    State.CONNECTING: frozenset({State.WAITING, State.LIVE, State.RECOVERING, State.ENDING}) | _OVER,
-    State.WAITING: frozenset({State.LIVE, State.RECOVERING, State.ENDING}) | _OVER,
+    State.CONNECTING: frozenset({State.WAITING, State.LIVE, State.RECOVERING, State.ENDING}) | OVER,
+    State.WAITING: frozenset({State.LIVE, State.RECOVERING, State.ENDING}) | OVER,
     # The move to `LIVE` is repeated when its answer was lost.
-    State.LIVE: frozenset({State.LIVE, State.RECOVERING, State.ENDING}) | _OVER,
-    State.RECOVERING: frozenset({State.CONNECTING}) | _OVER,
-    State.ENDING: _OVER,
+    State.LIVE: frozenset({State.LIVE, State.RECOVERING, State.ENDING}) | OVER,
+    State.RECOVERING: frozenset({State.CONNECTING}) | OVER,
+    State.ENDING: OVER,
     State.CHAT: frozenset({State.ENDED}),
     State.ENDED: frozenset(),
     State.FAILED: frozenset(),
+}
+
+#: Where an owner may pass the session to another one; its state stays.
+PASSED_IN = frozenset({State.LIVE})
+#: Where whoever answers a text owns the session for that turn; its state stays.
+ANSWERED_IN = frozenset({State.CHAT}) | OVER
+#: How a session that nobody owns ends when it is left.
+LEFT_UNOWNED: Mapping[State, Reason] = {
+    State.QUEUED: Reason.CANCELLED,
+    State.RECOVERING: Reason.LEFT,
+    State.CHAT: Reason.LEFT,
 }
 
 
@@ -124,7 +136,7 @@ class Session:
     @property
     def is_over(self) -> bool:
         """Whether the session has ended or failed."""
-        return self.state in _OVER
+        return self.state in OVER
 
     @property
     def agent_identity(self) -> str:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from redis.connection import parse_url
 
 from worker.fleet.errors import SettingsInvalid
+from worker.fleet.times import JOIN_TTL, QUEUE_PER_SLOT
 from worker.fleet.tool_hosts import parse_tool_hosts
 
 
@@ -58,10 +59,13 @@ class FleetSettings(EnvironmentSettings):
     tenant: str = Field(default="default", alias="MUSTER_TENANT", description="prefix of the tenant's keys in Redis")
     slots: int = Field(default=2, alias="MUSTER_SLOTS", ge=1, description="calls per worker at a time")
     join_ttl: Seconds = Field(
-        default=30, alias="MUSTER_JOIN_TTL", description="a session that no worker has claimed by then fails"
+        default=JOIN_TTL, alias="MUSTER_JOIN_TTL", description="a session that no worker has claimed by then fails"
     )
     queue_per_slot: float = Field(
-        default=1, alias="MUSTER_QUEUE_PER_SLOT", ge=0, description="sessions that may wait, for each slot of the fleet"
+        default=QUEUE_PER_SLOT,
+        alias="MUSTER_QUEUE_PER_SLOT",
+        ge=0,
+        description="sessions that may wait, for each slot of the fleet",
     )
     max_duration: Seconds = Field(default=3600, alias="MUSTER_MAX_DURATION", description="longest call")
     chat_patience: Seconds = Field(

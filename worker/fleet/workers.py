@@ -16,17 +16,8 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 from worker.fleet.redis_operations import NOW, Operation
+from worker.fleet.times import LEADER_LOCK, LEASE
 
-#: Seconds between two renewals of a worker's lease.
-BEAT = 1.0
-#: Seconds after its last renewal at which a worker counts as lost.
-LEASE = 5.0
-#: Seconds after the last renewal at which a process that serves a session dies; less than the lease.
-DEAD_MAN = 3.5
-#: Seconds for which a call outlives an outage of Redis.
-WITNESS = 30.0
-#: Seconds the leader's lock outlives the leader.
-LEADER_LOCK = 3.0
 _FORGOTTEN_AFTER = 60_000
 
 # What a worker writes takes the place of what it wrote before, so a full server takes it: running calls go on there.

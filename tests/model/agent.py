@@ -1,0 +1,627 @@
+"""The model of a child: `worker/call/service.py`'s flow with both sides of a hand-over, around the real fences.
+
+`Fences`, `DeadMan`, `Baton`, `Ending`, `Presence`, `Messages` and `Wish` are the code's own objects.
+"""
+
+from collections import deque
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from livekit import rtc
+
+from tests.model.processes import Ask, Process, Program, Task, Until, ask, sleep
+from tests.model.room import Participant, Room
+from tests.model.steps import models
+from tests.model.stored import Message, Turn
+from tests.model.switches import Switch
+from worker.call import service
+from worker.call.baton import Baton
+from worker.call.dead_man import DeadMan
+from worker.call.ending import Ending
+from worker.call.fences import Fences
+from worker.call.handing_over import READY_WITHIN, TAKEN_UP_WITHIN, Messages, Wish
+from worker.call.presence import Presence
+from worker.fleet import handing_over
+from worker.fleet.errors import (
+    FleetError,
+    HandOverImpossible,
+    MoveRefused,
+    SessionNotFound,
+    StaleEpoch,
+    StateUnavailable,
+)
+from worker.fleet.publishing import RECOVERY_QUEUE, worker_queue
+from worker.fleet.session import Reason, Session, State
+
+if TYPE_CHECKING:
+    from tests.model.fleet import Slot, Worker
+
+_RETRY = 0.5
+
+
+class Child:
+    """What `DeadMan` sees of its process: the kernel's timer, and when the lease was last renewed."""
+
+    def __init__(self, agent: "Agent") -> None:
+        self._agent = agent
+
+    @property
+    def renewed_at(self) -> int:
+        """In nanoseconds of the machine's clock."""
+        return round(self._agent.worker.renewed_at * 1e9)
+
+    def arm(self, seconds: float) -> None:
+        """Set the timer."""
+        self._agent.alarm_at = self._agent.world.now + seconds
+
+    def disarm(self) -> None:
+        """Unset it."""
+        self._agent.alarm_at = float("inf")
+
+
+class SwitchedFences(Fences):
+    """The code's fences, of which the model may switch off two."""
+
+    agent: "Agent"
+
+    def _participant_connected(self, participant: rtc.RemoteParticipant) -> None:
+        if self.agent.world.has(Switch.WATCH_ROOM):
+            super()._participant_connected(participant)
+
+    def _reconnecting(self) -> None:
+        if self.agent.world.has(Switch.MUTE_AND_CHECK):
+            super()._reconnecting()
+
+    def _reconnected(self) -> None:
+        if self.agent.world.has(Switch.WATCH_ROOM):
+            super()._reconnected()
+        elif not self._ending.is_decided:
+            for track in self._tracks():
+                track.unmute()
+
+
+class Agent(Process):
+    """One pool process with one session."""
+
+    def __init__(self, worker: "Worker", slot: "Slot", session_id: str, epoch: int) -> None:
+        self.worker = worker
+        number = worker.world.count_agents()
+        super().__init__(f"agent {session_id} {epoch} of {worker.name} ({number})", worker.world, worker.machine)
+        self.session_id, self.epoch = session_id, epoch
+        self.slot = slot
+        self.alarm_at = float("inf")
+        self.ending = Ending(session_id)
+        self.baton = Baton(is_held=True, clock=self.world.moment)
+        self.messages = Messages.none()
+        self.wish = Wish()
+        self.room: Room | None = None
+        self.session: Session | None = None
+        #: Whether it has begun to talk with the caller.
+        self.is_talking = False
+        self.is_deaf = False
+        self._is_answering = 0
+        self._offered = 0
+        self._emptied = worker.emptied
+        self._record: Session | None = None
+        self._waiting: deque[tuple[str, str]] = deque()
+        self._is_recorded = False
+        self._has_stepped_back = False
+        self._is_caught_up = False
+        self._cursor = 0
+        self._attempts = 0
+        self._beside: list[Coroutine[Any, Any, None]] = []
+        self.spawn(self.run(), "run")
+
+    # --- what others see of it ---
+
+    @property
+    def is_audible(self) -> bool:
+        """Whether the caller hears it, should it say something."""
+        is_speaking = self.is_talking and self.baton.is_held and self.is_running
+        return is_speaking and self.room is not None and self.room.is_heard
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the operating system lets it run."""
+        return self.status.name == "RUNNING"
+
+    @property
+    def hears(self) -> bool:
+        """Whether the caller's words reach it."""
+        is_listening = self.session is not None and not self.is_deaf and not self.ending.is_decided
+        return is_listening and self.is_running and self.room is not None and self.room.isconnected()
+
+    def failed(self, task: Task, failure: FleetError) -> None:
+        """Celery's task ends with an exception: what the slot holds is the keeper's to end."""
+        self._exit(is_abandoned=True)
+
+    def crash(self) -> None:
+        """Die at once, and leave a ghost in the room."""
+        super().crash()
+        for work in self._beside:
+            work.close()
+        self.worker.agent_is_gone(self)
+
+    def _exit(self, *, is_abandoned: bool = False) -> None:
+        if is_abandoned:
+            self.slot.abandon()
+        if self.room is not None:
+            self.room.disconnect()
+        self.crash()
+
+    # --- its life: worker/call/service.py ---
+
+    @models("worker.call.service:_Service.run", "worker.fleet.tasks:RunSession.run")
+    def run(self) -> Program:
+        """From before the claim to after the end the slot tells the keeper whose it is."""
+        self.slot.hold(self.session_id, self.epoch, self)
+        self.spawn(self._stamp(), "_stamp")
+        session = yield from self._claim()
+        if session is not None:
+            self.session = session
+            yield from self._serve(session)
+        self.slot.clear()
+        self._exit()
+
+    @models("worker.call.service:_Service._claim")
+    def _claim(self) -> Program:
+        try:
+            session: Session = yield self._write("claim", session_id=self.session_id, epoch=self.epoch, owner=self._me)
+        except (MoveRefused, SessionNotFound):
+            return (yield from self._stand_by())
+        hold = self.world.session_hold
+        if (yield ask("confirm", room=session.room, session_id=session.session_id, hold=hold)):
+            return session
+        self.ending.decide(Reason.JOIN_EXPIRED if session.epoch == 1 else Reason.WORKER_LOST)
+        yield from self._record_end(session)
+        return None
+
+    @models("worker.call.service:_Service._stand_by")
+    def _stand_by(self) -> Program:
+        try:
+            session: Session = yield ask(
+                "stand_by", session_id=self.session_id, offered=self.epoch, worker_id=self._me
+            )
+        except (MoveRefused, SessionNotFound):
+            return None
+        self.baton = Baton(is_held=False, clock=self.world.moment)
+        return replace(session, epoch=self.epoch, owner=self._me, standby="")
+
+    @models("worker.call.service:_Service._serve")
+    def _serve(self, session: Session) -> Program:
+        if self.worker.draining:
+            self.wish.drain()
+        self.spawn(self._stay_registered(session), "_stay_registered")
+        self.spawn(self._obey(session), "_obey")
+        self.spawn(self._transcript(session), "_transcript")
+        yield from self._talk(session)
+        yield from self._leave(session)
+        yield from self._record_end(session)
+
+    @models("worker.call.service:_Service._talk", "worker.call.room:connect", "worker.call.service:_enter")
+    def _talk(self, session: Session) -> Program:
+        room = self.room = Room(session.agent_identity, session.room, self.world.rooms)
+        room.has_link = self.machine.has_rooms
+        fences = self._raise_fences(room, session)
+        begun: tuple[Turn, ...] = yield from self._load(session)
+        yield sleep(self.world.tick)
+        if self.ending.is_decided:
+            return
+        if not room.has_link:
+            self.ending.decide(Reason.CONNECT_FAILED)
+            return
+        room.connect()
+        self.spawn(self._sdk(room), "sdk")
+        if self.world.has(Switch.REMOVE_FIRST):
+            yield from self._do(fences.remove_older())
+        if self.ending.is_decided:
+            return
+        if not self.baton.is_held:
+            if (yield from self._take_over(session)):
+                self.spawn(self._clear_up(fences), "_clear_up")
+                self.spawn(self._giver(session, fences), "Giver.run")
+                yield Until(lambda: self.ending.is_decided)
+            return
+        yield from self._move(session, State.WAITING, stamp="connected_at" if session.epoch == 1 else "recovered_at")
+        yield sleep(self.world.tick)
+        if self.ending.is_decided:
+            return
+        self.is_talking = True
+        self.spawn(self._went_live(session), "_went_live")
+        if begun and begun[-1].role == "user":
+            self.spawn(self._answer(begun[-1].text), "_answer")
+        self.spawn(self._giver(session, fences), "Giver.run")
+        yield Until(lambda: self.ending.is_decided)
+
+    @models(
+        "worker.call.service:_Service._raise_fences",
+        "worker.call.dead_man:DeadMan.keep",
+        "worker.call.fences:Fences._participant_connected",
+        "worker.call.fences:Fences._reconnecting",
+        "worker.call.fences:Fences._reconnected",
+    )
+    def _raise_fences(self, room: Room, session: Session) -> Fences:
+        async def is_ours() -> bool:
+            record = self.world.answer(self, ask("read", session_id=session.session_id))
+            return record is None or handing_over.owns(record, session) or handing_over.is_standby(record, session)
+
+        async def remove(identity: str) -> None:
+            self.world.rooms.remove(session.room, identity)
+
+        seen: Any = room
+        fences = SwitchedFences(
+            seen,
+            session,
+            ending=self.ending,
+            remove=remove,
+            is_ours=is_ours,
+            is_holder=lambda: self.baton.is_held,
+            run=self._run_beside,
+        )
+        fences.agent = self
+        Presence(seen, session, ending=self.ending, grace=1.0)
+        if self.world.has(Switch.DEAD_MAN):
+            self.spawn(self._dead_man(fences), "DeadMan.keep")
+        return fences
+
+    def _dead_man(self, fences: Fences) -> Program:
+        async def any_question() -> None:
+            self.world.answer(self, ask("fleet"))
+
+        child: Any = Child(self)
+        dead_man = DeadMan(
+            child,
+            ask=any_question,
+            witness=lambda: self.world.has(Switch.WITNESS) and fences.is_witness,
+            clock=lambda: round(self.world.now * 1e9),
+        )
+        while not (self.ending.is_decided and self.room is not None and not self.room.isconnected()):
+            yield from self._do(dead_man._arm())
+            yield sleep(self.world.tick)
+        dead_man.stand_down()
+
+    @models("worker.call.service:_Service._load", "worker.conversation.continuing:Conversation.load")
+    def _load(self, session: Session) -> Program:
+        while not self.ending.is_decided:
+            try:
+                return (yield ask("turns_after", session_id=session.session_id, cursor=0))
+            except StateUnavailable:
+                yield sleep(_RETRY)
+        return ()
+
+    @models("worker.call.service:_Service._move")
+    def _move(self, session: Session, target: State, *, stamp: str, patient: bool = False) -> Program:
+        fields = {"reason": self.ending.reason} if self.ending.reason else {}
+        move = self._write(
+            "move",
+            session_id=session.session_id,
+            target=target,
+            epoch=session.epoch,
+            owner=session.owner,
+            stamp=stamp,
+            fields=fields,
+        )
+        try:
+            self._record = yield from self._insist(move) if patient else self._once(move)
+        except (StateUnavailable, SessionNotFound):
+            return
+        except MoveRefused:
+            self.ending.supersede()
+
+    @models("worker.call.service:_Service._went_live")
+    def _went_live(self, session: Session) -> Program:
+        stamp = "first_audio_at" if session.first_audio_at is None else "recovered_at"
+        yield from self._move(session, State.LIVE, stamp=stamp, patient=True)
+
+    @models("worker.call.service:_Service._leave", "worker.call.lifecycle:Call.close")
+    def _leave(self, session: Session) -> Program:
+        yield from self._settle(session)
+        if self.ending.handed_over:
+            yield sleep(service._LINGER)
+        if not self.ending.superseded:
+            yield from self._move(session, State.ENDING, stamp="ending_at")
+        if self.room is not None:
+            self.room.disconnect()
+        self.alarm_at = float("inf")
+        yield Until(lambda: not self._waiting, service._FLUSH_LIMIT)
+
+    @models("worker.call.service:_Service._record_end")
+    def _record_end(self, session: Session) -> Program:
+        yield from self._settle(session)
+        if self._is_recorded or self.ending.superseded:
+            return
+        self._is_recorded = True
+        reason = self.ending.reason or Reason.INTERNAL_ERROR
+        try:
+            yield from self._insist(self._write("end", session=session, reason=reason))
+        except StaleEpoch:
+            return
+        except (MoveRefused, SessionNotFound):
+            pass
+        yield from self._insist(ask("release", room=session.room, session_id=session.session_id))
+
+    @models("worker.call.service:_Service._settle")
+    def _settle(self, session: Session) -> Program:
+        if self.baton.is_held or self.baton.is_given or self._has_stepped_back:
+            return
+        self._has_stepped_back = True
+        step = ask("step_back", session_id=session.session_id, offered=session.epoch, worker_id=session.owner)
+        try:
+            record = yield from self._insist(step)
+            self.ending.superseded = not handing_over.owns(record, session)
+        except SessionNotFound:
+            self.ending.superseded = True
+
+    @models("worker.call.service:_Service._stay_registered")
+    def _stay_registered(self, session: Session) -> Program:
+        while not self.ending.is_decided:
+            if self._emptied != self.worker.emptied and self.baton.is_held:
+                self._emptied = self.worker.emptied
+                yield from self._register_again(session)
+            yield sleep(service._STAMP)
+
+    @models("worker.call.service:_Service._register_again")
+    def _register_again(self, session: Session) -> Program:
+        hold = self.world.session_hold
+        admit = ask("admit", room=session.room, session_id=session.session_id, hold=hold, limit=1000)
+        if (yield from self._insist(admit)) == "room_taken":
+            self.world.gave_room_away(self)
+            self.ending.supersede()
+            return
+        state = State.LIVE if self.is_talking else State.WAITING
+        registered = replace(self._record or session, state=state, offered_epoch=self._offered)
+        if self.is_talking and registered.first_audio_at is None:
+            registered = replace(registered, first_audio_at=self.world.now)
+        yield from self._insist(ask("create", session=registered))
+
+    @models("worker.call.service:_Service._obey", "worker.call.commands:commands")
+    def _obey(self, session: Session) -> Program:
+        cursor = 0
+        while not self.ending.is_decided:
+            try:
+                heard = yield ask("commands_after", session_id=session.session_id, cursor=cursor)
+            except StateUnavailable:
+                continue
+            cursor += len(heard)
+            for command in heard:
+                if not self.messages.hear(command, epoch=session.epoch, wish=self.wish):
+                    self.ending.decide(Reason.LEFT)
+            yield sleep(self.world.tick)
+
+    @models("worker.call.service:_Service._stamp")
+    def _stamp(self) -> Program:
+        while True:
+            self.slot.stamp()
+            yield sleep(service._STAMP)
+
+    @models("worker.call.service:_Service._insist")
+    def _insist(self, step: Ask) -> Program:
+        while True:
+            try:
+                return (yield step)
+            except StateUnavailable:
+                self.slot.stamp()
+                yield sleep(service._END_RETRY)
+
+    def _once(self, step: Ask) -> Program:
+        return (yield step)
+
+    # --- turns: worker/call/voice_agent.py, worker/conversation/transcript.py ---
+
+    @models("worker.call.voice_agent:VoiceAgent.on_user_turn_completed", "worker.call.baton:Baton.may_answer")
+    def on_user_turn_completed(self, text: str) -> Program:
+        """The caller's turn is over: answer it, park it, or leave it to whoever has answered it."""
+        deciding = self.world.loop.create_task(self.baton.may_answer())
+        yield Until(lambda: self.world.is_done(deciding) or self.ending.is_decided)
+        if not deciding.done():
+            deciding.cancel()
+        elif deciding.result():
+            self._waiting.append((text, "user"))
+            yield from self._answer(text)
+
+    def _answer(self, text: str) -> Program:
+        self._is_answering += 1
+        yield sleep(self.world.tick)
+        self._waiting.append((f"reply to {text}", "assistant"))
+        self._is_answering -= 1
+        self.baton.agent_listens()
+
+    @models("worker.conversation.transcript:Transcript.write", "worker.conversation.transcript:Transcript.add")
+    def _transcript(self, session: Session) -> Program:
+        while True:
+            yield Until(lambda: bool(self._waiting))
+            text, role = self._waiting[0]
+            try:
+                yield self._write("append_turn", session=session, text=text, role=role)
+            except (StateUnavailable, SessionNotFound):
+                yield sleep(_RETRY)
+                continue
+            except MoveRefused:
+                self.ending.supersede()
+            self._waiting.popleft()
+
+    # --- a hand-over: worker/call/handing_over.py ---
+
+    @models("worker.call.handing_over:Giver.run")
+    def _giver(self, session: Session, fences: Fences) -> Program:
+        while not self.ending.is_decided:
+            yield Until(lambda: self.wish._wanted.is_set())
+            try:
+                yield from self._attempt(session, fences)
+            except StateUnavailable:
+                pass
+            except (MoveRefused, SessionNotFound, HandOverImpossible):
+                self.wish.give_up()
+            if not self.ending.is_decided:
+                yield sleep(1.0)
+
+    @models("worker.call.handing_over:Giver._attempt", "worker.call.handing_over:Giver._choose")
+    def _attempt(self, session: Session, fences: Fences) -> Program:
+        worker = handing_over.choose((yield ask("fleet")), owner=session.owner, name=self.wish.to)
+        if worker is None:
+            raise HandOverImpossible("No other worker is free.")
+        offered: int = (yield self._write("offer", session=session)).offered_epoch
+        self._offered = offered
+        fences.accept(offered)
+        is_shared = self.wish.is_draining and not self.wish.to and self._attempts > 0
+        self._attempts += 1
+        queue = RECOVERY_QUEUE if is_shared else worker_queue(worker.name)
+        message = Message(session.session_id, offered, self.world.now + self.world.join_ttl)
+        yield ask("publish", message=message, queue=queue)
+        if (yield from self._is_ready(session, offered, READY_WITHIN if is_shared else TAKEN_UP_WITHIN)):
+            yield from self._pass(session, offered)
+        elif not self.ending.is_decided:
+            yield self._write("offer", session=session)
+            raise HandOverImpossible("No successor came in time.")
+
+    @models("worker.call.handing_over:Giver._is_ready")
+    def _is_ready(self, session: Session, offered: int, patience: float) -> Program:
+        offered_at = self.world.now
+        while offered not in self.messages.ready and not self.ending.is_decided:
+            yield Until(lambda: offered in self.messages.ready or self.ending.is_decided, 1.0)
+            if (yield from self._require(session, offered)):
+                patience = READY_WITHIN
+            if self.world.now - offered_at > patience:
+                return False
+        return not self.ending.is_decided
+
+    @models("worker.call.handing_over:Giver._require")
+    def _require(self, session: Session, offered: int) -> Program:
+        record: Session | None = yield ask("read", session_id=session.session_id)
+        if record is None or record.offered_epoch != offered:
+            raise HandOverImpossible("Nobody stands by any more.")
+        return bool(record.standby)
+
+    @models("worker.call.handing_over:Giver._pass", "worker.call.handing_over:Giver._give")
+    def _pass(self, session: Session, offered: int) -> Program:
+        heard_since = self.baton.now()
+        while not self._is_between_turns(heard_since):
+            yield Until(lambda: self._is_between_turns(heard_since) or self.ending.is_decided, 1.0)
+            if self.ending.is_decided:
+                return
+            yield from self._require(session, offered)
+        is_open = self.baton.is_open
+        self.baton.give()
+        self.is_deaf = True
+        try:
+            yield Until(lambda: not self._waiting, 1.0)
+            if self._waiting:
+                raise StateUnavailable()
+            yield from self._insist(self._write("give", session=session, offered=offered, is_open=is_open))
+        except (StateUnavailable, HandOverImpossible):
+            self.baton.take_back()
+            self.is_deaf = False
+            raise
+        except (MoveRefused, SessionNotFound):
+            self.ending.supersede()
+            raise
+        self.ending.hand_over()
+
+    def _is_between_turns(self, heard_since: float) -> bool:
+        return not self._is_answering and self.baton.is_between_turns(heard_since=heard_since)
+
+    @models("worker.call.service:_Service._take_over", "worker.call.lifecycle:Call.take_over")
+    def _take_over(self, session: Session) -> Program:
+        self.spawn(self._watch_offer(session), "Successor.watch")
+        self.spawn(self._listen(session), "Successor.listen")
+        yield sleep(self.world.tick)
+        self.baton.ear.hears.set()
+        yield from self._stand_by_in_room(session)
+        if self.ending.is_decided:
+            return False
+        begun: tuple[Turn, ...] = yield from self._load(session)
+        if self.ending.is_decided:
+            return False
+        behind = yield from self._insist(ask("turns_after", session_id=session.session_id, cursor=self._cursor))
+        self._note(behind)
+        self._is_caught_up = True
+        self.baton.take(is_open=self.messages.is_open)
+        self.is_talking = True
+        if begun and begun[-1].role == "user" and not self.baton.is_open:
+            self.spawn(self._answer(begun[-1].text), "_answer")
+        return True
+
+    @models("worker.call.handing_over:Successor.stand_by")
+    def _stand_by_in_room(self, session: Session) -> Program:
+        while not self.ending.is_decided:
+            try:
+                yield ask("ready", successor=session)
+                break
+            except StateUnavailable:
+                yield sleep(1.0)
+            except (MoveRefused, SessionNotFound):
+                self.ending.supersede()
+        yield Until(lambda: self.messages.passed.is_set() or self.ending.is_decided)
+
+    @models("worker.call.handing_over:Successor.watch")
+    def _watch_offer(self, session: Session) -> Program:
+        while not (self.baton.is_held or self.ending.is_decided):
+            try:
+                record: Session | None = yield ask("read", session_id=session.session_id)
+                if not (handing_over.is_standby(record, session) or handing_over.owns(record, session)):
+                    self.ending.supersede()
+            except StateUnavailable:
+                pass
+            yield sleep(1.0)
+
+    @models("worker.call.handing_over:Successor.listen", "worker.call.handing_over:Successor.notes")
+    def _listen(self, session: Session) -> Program:
+        newest: tuple[Turn, ...] = yield from self._load(session)
+        self._cursor = len(newest)
+        while not (self._is_caught_up or self.ending.is_decided):
+            try:
+                entries = yield ask("turns_after", session_id=session.session_id, cursor=self._cursor)
+            except StateUnavailable:
+                continue
+            if not self._is_caught_up:
+                self._note(entries)
+            yield sleep(self.world.tick)
+
+    def _note(self, turns: tuple[Turn, ...]) -> None:
+        for turn in turns:
+            self._cursor += 1
+            if turn.role == "user":
+                self.baton.owner_committed()
+
+    @models("worker.call.service:_clear_up", "worker.call.fences:Fences.remove_older")
+    def _clear_up(self, fences: Fences) -> Program:
+        yield sleep(service._LEFT)
+        if self.world.has(Switch.REMOVE_FIRST):
+            yield from self._do(fences.remove_older())
+
+    # --- what the SDK does by itself ---
+
+    def _sdk(self, room: Room) -> Program:
+        while True:
+            yield Until(lambda: room.must_reconnect)
+            room.begin_to_reconnect()
+            yield Until(lambda: room.has_link)
+            if room.connection_state != rtc.ConnectionState.CONN_RECONNECTING:
+                continue
+            room.resume()
+            yield Until(lambda: True)
+            if room.connection_state == rtc.ConnectionState.CONN_RECONNECTING:
+                room.be_reconnected()
+
+    # --- helpers ---
+
+    @property
+    def _me(self) -> str:
+        return self.worker.worker_id
+
+    def _write(self, step: str, **given: Any) -> Ask:
+        """A step of an owner: the monitor learns whose it was."""
+        return ask(step, by=self.name, **given)
+
+    def _run_beside(self, work: Coroutine[Any, Any, None]) -> None:
+        self._beside.append(work)
+        self.spawn(self._do(work), "beside")
+
+    def _do(self, work: Coroutine[Any, Any, Any]) -> Program:
+        """Something of the code's own that waits for nothing, as one step."""
+        self.world.loop.run_until_complete(work)
+        yield Until(lambda: True)
+
+
+__all__ = ["Agent", "Participant"]

@@ -1,0 +1,209 @@
+"""For each fence and rule a schedule in which it alone stands between the fleet and a broken invariant.
+
+`masks` are what would hide its absence and are off too; each schedule says why. `breaks` is the invariant as
+`world.Broken` names it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.model.agent import Agent
+from tests.model.switches import Switch
+from tests.model.world import World
+from worker.fleet.session import State
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One story; its docstring is the function's."""
+
+    needs: Switch
+    masks: tuple[Switch, ...]
+    breaks: str
+    play: Callable[[World], None]
+
+    @property
+    def name(self) -> str:
+        """The function's name as words."""
+        return self.play.__name__.replace("_", " ")
+
+
+SCHEDULES: list[Schedule] = []
+
+
+def needs(
+    switch: Switch, *, breaks: str, masks: tuple[Switch, ...] = ()
+) -> Callable[[Callable[[World], None]], Callable[[World], None]]:
+    """Say which part of the protocol a schedule needs."""
+
+    def note(play: Callable[[World], None]) -> Callable[[World], None]:
+        SCHEDULES.append(Schedule(switch, masks, breaks, play))
+        return play
+
+    return note
+
+
+def open_fleet(world: World) -> None:
+    """Wait until joins are open."""
+    world.until(lambda: world.redis.fleet().ready and world.redis.fleet().workers)
+
+
+def begin_call(world: World, room: str = "room") -> Agent:
+    """A call whose agent talks with the caller."""
+    session_id = world.join(room)
+
+    def is_live() -> bool:
+        record = world.redis.read(session_id)
+        return bool(record and record.state is State.LIVE)
+
+    world.until(is_live)
+    return world.agents_heard(room)[-1]
+
+
+def state_of(world: World, agent: Agent) -> State:
+    """The state in the session's record."""
+    record = world.redis.read(agent.session_id)
+    assert record is not None
+    return record.state
+
+
+def next_is_heard(world: World, agent: Agent) -> bool:
+    """Whether another agent of the session is heard."""
+    return any(each.session_id == agent.session_id and each is not agent for each in world.agents_heard())
+
+
+@needs(Switch.EPOCH_CHECKS, breaks="a write of an epoch that is over")
+def a_write_arrives_after_its_writer_was_replaced(world: World) -> None:
+    """The owner is killed with a turn on its way to Redis, where it arrives when the next owner talks."""
+    open_fleet(world)
+    agent = begin_call(world)
+    world.delay("append_turn")
+    world.caller_begins()
+    world.caller_ends()
+    world.until(lambda: world.late)
+    world.kill(agent)
+    world.until(lambda: next_is_heard(world, agent))
+    world.deliver()
+    world.settle()
+
+
+@needs(Switch.DEAD_MAN, masks=(Switch.REMOVE_FIRST,), breaks="two agents heard in one room")
+def a_machine_stands_still_and_goes_on(world: World) -> None:
+    """Stopped until another machine has the call, then continued.
+
+    An agent that was taken out of the room is not heard when it continues, so the removal before speaking is off, and
+    the keeper's own removal, for which nobody waits, comes late.
+    """
+    open_fleet(world)
+    agent = begin_call(world)
+    world.ghosts_stay = 30.0
+    world.stop_machine(agent.worker)
+    world.until(lambda: next_is_heard(world, agent))
+    world.resume_machine(agent.worker)
+    world.settle()
+
+
+@needs(Switch.REMOVE_FIRST, breaks="two agents heard in one room")
+def a_machine_without_redis_stands_still_for_a_moment(world: World) -> None:
+    """While it cannot reach Redis its room is its witness, so the dead-man timer is not due in the moment in which it
+    stands still and another machine takes the call.
+
+    The keeper's own removal, for which nobody waits, comes late.
+    """
+    open_fleet(world)
+    agent = begin_call(world)
+    world.ghosts_stay = 30.0
+    world.cut_redis(agent.machine)
+    world.until(lambda: state_of(world, agent) is State.CONNECTING)
+    world.stop(agent)
+    world.until(lambda: next_is_heard(world, agent))
+    world.resume(agent)
+    world.settle()
+
+
+def _a_partition_heals(world: World) -> None:
+    open_fleet(world)
+    agent = begin_call(world)
+    world.cut_redis(agent.machine)
+    world.run(1)
+    world.cut_rooms(agent.machine)
+    world.until(lambda: next_is_heard(world, agent))
+    world.mend_rooms(agent.machine)
+    world.run(2)
+    world.settle()
+
+
+@needs(Switch.WATCH_ROOM, breaks="two agents heard in one room")
+def a_partition_heals_while_redis_stays_away(world: World) -> None:
+    """The call goes to another machine; the old agent's SDK comes back by itself, with the token that the server has
+    refreshed although it took the agent out, and Redis cannot be asked whose session it is.
+    """
+    _a_partition_heals(world)
+
+
+@needs(Switch.MUTE_AND_CHECK, breaks="two agents heard in one room")
+def a_partition_heals_before_the_room_is_seen(world: World) -> None:
+    """The same: the old agent's sound flows before it learns who else is in the room."""
+    _a_partition_heals(world)
+
+
+def _a_call_of_a_keeper_that_beats_later(world: World) -> None:
+    """Half a beat after the leading one."""
+    open_fleet(world)
+    world.until(lambda: world.workers[0].renewed_at == world.now)
+    world.add_worker("worker-3")
+    world.run(2)
+    for worker in world.workers[:2]:
+        worker.draining = True
+    begin_call(world)
+    for worker in world.workers[:2]:
+        worker.draining = False
+    world.run(20)
+
+
+@needs(Switch.WITNESS, breaks="a call that dies of an outage of Redis")
+def redis_is_away_for_ten_seconds(world: World) -> None:
+    """No lease can be renewed, and nobody can take the call either."""
+    open_fleet(world)
+    begin_call(world)
+    world.run(20)
+    world.lose_redis()
+    world.run(10)
+    world.mend_redis()
+    world.run(10)
+    assert world.agents_heard()
+    world.settle()
+
+
+@needs(Switch.WHOLE_LEASE, breaks="a healthy call that is taken from its owner")
+def redis_is_back_and_the_leading_keeper_is_the_first_to_see_it(world: World) -> None:
+    """Every lease has ended meanwhile; the call's own keeper renews it a moment after the leading one has looked."""
+    _a_call_of_a_keeper_that_beats_later(world)
+    for seconds in (7.5, 8.0, 8.5):
+        world.lose_redis()
+        world.run(seconds)
+        world.mend_redis()
+        world.run(20)
+    world.settle()
+
+
+@needs(Switch.READY_KEY, breaks="a live call that loses its room")
+def redis_comes_back_empty_and_a_join_is_the_first_to_ask(world: World) -> None:
+    """A caller's client asks for an agent in a room whose call has not registered again."""
+    _a_call_of_a_keeper_that_beats_later(world)
+    world.run(world.tick)
+    world.empty_redis()
+    for _ in range(8):
+        world.join()
+        world.run(world.tick)
+    world.settle()
+
+
+@needs(Switch.ROOM_LOCK, breaks="two sessions in one room")
+def two_joins_for_one_room(world: World) -> None:
+    """Two requests at the same time."""
+    open_fleet(world)
+    world.join()
+    world.join()
+    world.run(10)
+    world.settle()
