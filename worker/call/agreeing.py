@@ -6,6 +6,7 @@ it already or renounces it for good, in one step of its event loop. Who gets no 
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 
 from livekit import rtc
@@ -57,7 +58,7 @@ class Agreement:
         """Ask the agent that was offered this epoch; it takes two seconds at most."""
         try:
             answer = await self._room.local_participant.perform_rpc(
-                destination_identity=self._session.identity_in(epoch),
+                destination_identity=self._identity_in(epoch),
                 method=_METHOD,
                 payload="",
                 response_timeout=_ANSWERED,
@@ -73,4 +74,7 @@ class Agreement:
 
     def _is_gone(self, epoch: int) -> bool:
         # Who has no connection itself sees nobody.
-        return self._room.isconnected() and self._session.identity_in(epoch) not in self._room.remote_participants
+        return self._room.isconnected() and self._identity_in(epoch) not in self._room.remote_participants
+
+    def _identity_in(self, epoch: int) -> str:
+        return replace(self._session, epoch=epoch).agent_identity

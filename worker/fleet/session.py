@@ -141,11 +141,7 @@ class Session:
     @property
     def agent_identity(self) -> str:
         """The participant's identity of this epoch's agent in the room."""
-        return self.identity_in(self.epoch)
-
-    def identity_in(self, epoch: int) -> str:
-        """The identity of another epoch's agent."""
-        return f"{self._agent_prefix}{epoch}"
+        return f"{self._agent_prefix}{self.epoch}"
 
     def epoch_of(self, identity: str) -> int | None:
         """Of which epoch of this session a participant is the agent; None when it is another one."""
