@@ -79,13 +79,20 @@ async def test_a_turn_that_ends_after_a_pass_between_turns_is_answered() -> None
     assert await (await listener.hear()) is True
 
 
-async def test_who_has_given_the_baton_answers_nothing_until_it_is_taken_back() -> None:
+async def test_who_is_giving_the_baton_parks_what_it_hears_until_it_is_known_who_answers() -> None:
     baton = Baton(is_held=True)
     assert await baton.may_answer() is True
-    baton.give()
+    for is_taken_back in (True, False):
+        baton.give()
+        parked = asyncio.create_task(baton.may_answer())
+        await asyncio.sleep(0)
+        assert not parked.done()
+        if is_taken_back:
+            baton.take_back()
+        else:
+            baton.lose()
+        assert await parked is is_taken_back
     assert await baton.may_answer() is False
-    baton.take_back()
-    assert await baton.may_answer() is True
 
 
 async def test_a_parked_turn_of_one_who_never_gets_the_baton_goes_with_it() -> None:

@@ -21,6 +21,7 @@ from tests.open_fleet import claim, client_of
 from tests.scripted_llm import ScriptedLLM, Step, calls, says, transfers
 from worker.call.agent_llm import AgentLLM
 from worker.call.baton import Baton
+from worker.call.open_turn import OpenTurn
 from worker.call.timings import TurnClock
 from worker.call.voice_agent import VoiceAgent
 from worker.conversation.transcript import Transcript, exchange_turn
@@ -45,6 +46,8 @@ class Conversation:
     client: Any
     transcript: Transcript
     answered: asyncio.Event
+    voice_agent: VoiceAgent
+    open_turn: OpenTurn
 
     @property
     def _activity(self) -> Any:
@@ -105,7 +108,8 @@ async def conversation(
             slots={},
             on_exchange=lambda exchange: transcript.add(exchange_turn(exchange)),
         )
-        voice_agent = VoiceAgent(agent, transcript=transcript, clock=TurnClock(), baton=baton)
+        open_turn = OpenTurn(session, client=client)
+        voice_agent = VoiceAgent(agent, transcript=transcript, clock=TurnClock(), baton=baton, open_turn=open_turn)
         agent_llm = AgentLLM(agent, observe=voice_agent.observe, warm=_warm, baton=baton)
         voice: AgentSession[None] = AgentSession(llm=agent_llm, vad=None, turn_handling=BY_HAND)
         answered = asyncio.Event()
@@ -118,7 +122,9 @@ async def conversation(
         voice.on("conversation_item_added", item_added)
         await voice.start(voice_agent)
         try:
-            yield Conversation(voice, model, charged, agent, session, client, transcript, answered)
+            yield Conversation(
+                voice, model, charged, agent, session, client, transcript, answered, voice_agent, open_turn
+            )
         finally:
             await voice.aclose()
             writing.cancel()

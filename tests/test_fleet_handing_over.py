@@ -195,6 +195,45 @@ def test_in_whatever_order_pass_recovery_and_retreat_come_one_agent_owns_the_ses
             assert owner == (State.RECOVERING, record.offered_epoch + 1, ""), order
 
 
+@pytest.mark.parametrize("is_passed", [True, False])
+def test_a_session_that_was_passed_in_vain_is_taken_back_and_the_offer_is_void(
+    client: "redis.Redis", live: Session, is_passed: bool
+) -> None:
+    offered = run(client, record_moves.offer(live)).offered_epoch
+    successor = stand_by(client, live, offered=offered)
+    if is_passed:
+        give(client, live, offered=offered)
+    for _ in range(2):
+        taken = run(client, record_moves.take_back(live, offered=offered))
+        assert handing_over.owns(taken, live)
+        assert (taken.offered_epoch, taken.standby, taken.state) == (offered + 1, "", State.LIVE)
+    # What Redis had in its buffers when it froze comes as late as this.
+    with pytest.raises(HandOverImpossible):
+        give(client, live, offered=offered)
+    with pytest.raises(StaleEpoch):
+        run(client, records.append_turn(replace(successor, epoch=offered, owner=SUCCESSOR), {}, lifetime=60))
+    run(client, records.append_turn(live, {"text": "on time"}, lifetime=60))
+    assert run(client, record_moves.offer(live)).offered_epoch == offered + 2
+
+
+def test_what_was_recovered_from_a_successor_or_ended_is_not_taken_back(client: "redis.Redis", live: Session) -> None:
+    offered = run(client, record_moves.offer(live)).offered_epoch
+    stand_by(client, live, offered=offered)
+    passed = give(client, live, offered=offered)
+    recover(client, passed)
+    with pytest.raises(StaleEpoch):
+        run(client, record_moves.take_back(live, offered=offered))
+
+
+def test_a_session_that_its_owner_leaves_has_lost_none(client: "redis.Redis", live: Session) -> None:
+    for epoch in (2, 3, 4, 5):
+        step = record_moves.recover(live, most=1, settled=60, patience=30, lifetime=60, is_lost=False)
+        left = run(client, step)
+        assert (left.state, left.epoch, left.recoveries) == (State.RECOVERING, epoch, 0)
+        live = run(client, record_moves.claim(left.session_id, epoch=epoch, owner=OWNER, lifetime=60))
+    assert recover(client, live).recoveries == 1
+
+
 def test_the_owner_hears_of_a_request_in_its_own_epoch(client: "redis.Redis", live: Session) -> None:
     asked = run(client, record_moves.ask(live.session_id, to="worker-2", command_id="7", lifetime=60))
     assert asked == live
@@ -226,3 +265,16 @@ def test_the_emptiest_worker_that_takes_sessions_is_chosen_or_the_named_one() ->
 
     assert chosen() == "empty"
     assert [chosen(name) for name in ("half", "full", "leaving", "owner", "unknown")] == ["half", *[None] * 4]
+
+
+def test_sessions_that_leave_a_worker_together_are_spread_over_the_free_slots() -> None:
+    def worker(name: str, *, busy: int) -> WorkerStatus:
+        worker_id = f"{name}@test#00000000"
+        return WorkerStatus(worker_id=worker_id, name=name, slots=3, busy=busy, draining=False, started_at=0.0)
+
+    fleet = Fleet(True, [worker("one", busy=2), worker("three", busy=0), worker("two", busy=1)], at=0.0)
+    found = [handing_over.choose(fleet, owner=OWNER, place=place) for place in range(7)]
+    names = [each.name for each in found if each]
+    assert sorted(names[:6]) == ["one", "three", "three", "three", "two", "two"]
+    assert names[:2] == ["three", "three"] and names[6] == "three"
+    assert handing_over.choose(Fleet(True, [worker("full", busy=3)], at=0.0), owner=OWNER, place=5) is None

@@ -6,14 +6,20 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from local.caller import Caller
 from local.parts import AGENT_SERVICE
 from muster.cli import main
 from muster.client import Session
-from tests.calls.calling import Fleet, OngoingCall
+from tests.calls.calling import Fleet, OngoingCall, new_room
+from tests.calls.conftest import BRIEF
+from worker.fleet import records
+from worker.fleet.handing_over import Command
+from worker.fleet.redis_operations import connect_async
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -156,3 +162,72 @@ async def test_a_call_goes_to_and_fro_while_its_caller_talks(pair: Fleet) -> Non
     print(f"words -> answer: {[f'{seconds:.2f}' for seconds in answered_after]} s")
     assert [turn.role for turn in said] == ["assistant", *["user", "assistant"] * (rounds + 1)]
     assert all("month" in (turn.text or "").lower() for turn in said[3::2])
+
+
+@pytest.mark.slow
+async def test_a_call_that_waits_for_its_caller_moves_when_its_worker_drains(pair: Fleet) -> None:
+    token = await asyncio.to_thread(pair.client.token, room=new_room(), identity="ada")
+    assert token.session is not None
+    session_id = token.session.session_id
+    worker = worker_of(await pair.state(session_id, "waiting"))
+    async with asyncio.timeout(15):
+        asked_at = time.time()
+        await asyncio.to_thread(pair.stack.kill, worker, signal.SIGTERM)
+    print(f"\nSIGTERM -> exit: {time.time() - asked_at:.2f} s")
+    assert pair.stack.exit_code(worker) == 0
+    session = await pair.state(session_id, "waiting")
+    assert (session.epoch, worker_of(session) != worker) == (2, True)
+    async with Caller(url=token.url, token=token.token) as caller:
+        greeted_at = await caller.heard.first_audible_after(asked_at, within=10)
+        await caller.heard.silent_since(greeted_at, gap=1.0, within=15)
+        pair.client.leave(session_id)
+        await pair.over(session_id)
+        turns = await pair.turns(session_id)
+    assert [(turn.role, turn.text) for turn in turns] == [("assistant", BRIEF["MUSTER_GREETING"])]
+    pair.stack.start(worker)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_redis_that_freezes_at_the_pass_leaves_one_agent_that_answers(fleet: Fleet, pair: Fleet) -> None:
+    async with call_in_progress(pair) as call:
+        session_id = call.session.session_id
+        line = await asyncio.to_thread(pair.voice.render, "How much is it per month?")
+        for _ in range(3):
+            before = await pair.state(session_id, "live")
+            assert before.epoch is not None
+            await asyncio.to_thread(pair.client.hand_over, session_id)
+            await _successor_is_ready(pair, session_id, after=before.epoch)
+            os.kill(fleet.stack.pid("redis"), signal.SIGSTOP)
+            frozen_at = time.time()
+            try:
+                spoken = await call.caller.say(line)
+                # Nobody knows whose the call is; in the room it is settled.
+                await asyncio.sleep(max(0.0, frozen_at + 4 - time.time()))
+            finally:
+                os.kill(fleet.stack.pid("redis"), signal.SIGCONT)
+            answered = await call.caller.heard.first_audible_after(spoken.ended_at, within=12)
+            print(
+                f"\nfrozen at 0 s, last word {spoken.ended_at - frozen_at:.2f} s, answer {answered - frozen_at:.2f} s"
+            )
+            await call.caller.heard.silent_since(answered, gap=1.5, within=20)
+        session = await pair.state(session_id, "live")
+        assert session.epoch is not None
+        await alone_in(pair, call, session.epoch, within=15)
+        pair.client.leave(session_id)
+        assert (await pair.over(session_id)).reason == "left"
+        said = [turn.role for turn in await pair.turns(session_id) if turn.role != "event"]
+    assert said.count("user") == 4
+
+
+async def _successor_is_ready(pair: Fleet, session_id: str, *, after: int) -> None:
+    """Wait until a successor of a later epoch has said that it hears the caller."""
+    deadline = time.monotonic() + 15
+    async with connect_async(pair.settings["REDIS_URL"]) as client:
+        while True:
+            # The library's type does not say which of its shapes this protocol version answers with.
+            entries: Any = await client.xrange(records.commands_key(session_id))
+            if any(each["kind"] == Command.READY and int(each["epoch"]) > after for _, each in entries):
+                return
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.001)

@@ -51,9 +51,12 @@ class Baton:
 
     def __init__(self, *, is_held: bool, clock: Callable[[], float] = time.time) -> None:
         self.ear = Ear()
-        #: Whether it was passed on.
+        #: Whether it is being passed on, or was.
         self.is_given = False
+        self._is_lost = False
         self._clock = clock
+        #: Whether it was passed to this agent by another one, and when, in `time.monotonic()`.
+        self.taken_at: float | None = None
         self._held = asyncio.Event()
         self._changed = asyncio.Event()
         self._taken_at = 0.0
@@ -75,19 +78,24 @@ class Baton:
 
     def take(self, *, is_open: bool) -> None:
         """Answer from here on; `is_open` tells whether the caller was in the middle of a turn when it was passed."""
+        self.taken_at = time.monotonic()
         self._taken_at, self._was_open = self._clock(), is_open
         self._held.set()
         self._change()
 
     def give(self) -> None:
-        """Answer nothing any more."""
+        """Answer nothing while it is being passed on; what the caller says meanwhile is parked."""
         self.is_given = True
-        self._change()
 
     def take_back(self) -> None:
-        """Go on answering: nobody took it."""
+        """Go on answering, with what was parked: nobody took it."""
         self.is_given = False
-        self._speech = _Speech()
+        self._change()
+
+    def lose(self) -> None:
+        """Answer nothing any more."""
+        self.is_given = self._is_lost = True
+        self._change()
 
     def owner_committed(self) -> None:
         """The owner has made a turn of the caller's its own."""
@@ -113,13 +121,13 @@ class Baton:
         self._speech = _Speech(begun_at=now if speech.is_audible else None, is_audible=speech.is_audible)
         begun_at = speech.begun_at or now
         ended_at = now if speech.is_audible or speech.begun_at is None else speech.paused_at
-        while not self.is_given:
-            if self._held.is_set():
+        while not self._is_lost:
+            if self.is_held:
                 if self._is_settled(begun_at, ended_at):
                     return False
                 self._answering_since = self._clock()
                 return True
-            if self._committed_at > begun_at:
+            if not self._held.is_set() and self._committed_at > begun_at:
                 return False
             self._changed.clear()
             await self._changed.wait()

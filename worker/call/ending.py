@@ -14,7 +14,8 @@ class Ending:
     """The call's one way out; belongs to the call's event loop.
 
     `superseded` is how an owner stops that lost its session to another epoch: nothing is recorded then. `handed_over`
-    is how one stops that has passed it on.
+    is how one stops that has passed it on, `given_back` one that leaves it to whoever claims it next, and `renounced`
+    one that stood by and has promised not to take it.
     """
 
     def __init__(self, session_id: str) -> None:
@@ -23,6 +24,10 @@ class Ending:
         self.reason: Reason | None = None
         self.superseded = False
         self.handed_over = False
+        self.given_back = False
+        self.renounced = False
+        #: Whether the caller was told that the call is over.
+        self.is_told = False
 
     @property
     def is_decided(self) -> bool:
@@ -44,6 +49,17 @@ class Ending:
     def hand_over(self) -> None:
         """End this owner's part, which another one has already taken over, whatever was decided meanwhile."""
         self.superseded = self.handed_over = True
+        self._decided.set()
+
+    def give_back(self) -> None:
+        """End this owner's part; the session waits for the next one."""
+        if not self.is_decided:
+            self.given_back = True
+            self._decided.set()
+
+    def renounce(self) -> None:
+        """Never take what may have been passed to this agent; to be called before it was taken."""
+        self.superseded = self.renounced = True
         self._decided.set()
 
     def guard(self, handle: Callable[..., None]) -> Callable[..., None]:

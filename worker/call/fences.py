@@ -54,6 +54,10 @@ class Fences:
         """Let the agent of this younger epoch be in the room: it talks only after the session was passed to it."""
         self._accepted.add(epoch)
 
+    def refuse(self, epoch: int) -> None:
+        """Take that back: who is in the room in this epoch from here on has the session by force."""
+        self._accepted.discard(epoch)
+
     async def remove_older(self) -> None:
         """Take out every older agent that is in the room; nothing is said before."""
         if not self._is_holder():

@@ -6,15 +6,19 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import redis.asyncio
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from graphs import entities
+from graphs.memory import Memory
+from worker.call.agreeing import Verdict
 from worker.call.baton import Baton
 from worker.call.ending import Ending
-from worker.call.lifecycle import Call
+from worker.call.own_record import OwnRecord
+from worker.conversation.continuing import replay
 from worker.fleet import handing_over, record_moves, records, workers
 from worker.fleet.errors import HandOverImpossible, MoveRefused, RecordUnreadable, SessionNotFound, StateUnavailable
 from worker.fleet.handing_over import Command
@@ -31,8 +35,8 @@ _RETRY = 1.0
 #: Seconds between two looks for the right moment, and between two looks at the record.
 _LOOK = 0.01
 _CHECK = 1.0
-#: Seconds the last turns may take to be stored; while they do, nobody listens.
-_FLUSH = 1.0
+#: Seconds between two attempts to pass, and to learn what became of the last one; while they go on, nobody answers.
+_PASS_RETRY = 0.2
 #: Milliseconds one read of the turns blocks.
 _BLOCK = 1000
 
@@ -43,14 +47,23 @@ class Wish:
     """Whether this call is to be handed over: because the worker drains, or because somebody asked for it."""
 
     def __init__(self) -> None:
-        self.is_draining = False
         self.to = ""
         self._wanted = asyncio.Event()
+        self._draining = asyncio.Event()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the worker takes no new session."""
+        return self._draining.is_set()
 
     def drain(self) -> None:
         """The worker takes no new session."""
-        self.is_draining = True
+        self._draining.set()
         self._wanted.set()
+
+    async def wait_for_drain(self) -> None:
+        """Until the worker takes no new session."""
+        await self._draining.wait()
 
     def ask(self, to: str) -> None:
         """Somebody wants the call to go to the worker of this name, or to any other one."""
@@ -96,12 +109,29 @@ class Messages:
         return kind in set(Command)
 
 
+class Ears(Protocol):
+    """What a hand-over must know of the call, and may do to it; `lifecycle.Call` is that."""
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether the agent neither speaks nor is about to."""
+        ...
+
+    def fall_deaf(self) -> None:
+        """Hear nothing any more, and forget what the caller has begun to say."""
+        ...
+
+
+class _NotTakenError(Exception):
+    """Nobody will answer in the offered epoch, whether or not the record says that it was passed."""
+
+
 class Giver:
     """The owner's side, for as long as it has the call.
 
-    `is_writing` tells whether a text is being answered. `accept` lets the agent of an offered epoch be in the room.
-    `publish` puts an offer on a queue and blocks; `flush` stores the last turns; `insist` runs an operation until Redis
-    has answered it.
+    `is_writing` tells whether a text is being answered, `is_stored` whether no turn waits for Redis. `accept` lets the
+    agent of an offered epoch be in the room, `refuse` takes that back, and `ask` asks that agent what became of the
+    baton. `publish` puts an offer on a queue and blocks; `place` tells calls apart that leave the worker together.
     """
 
     def __init__(
@@ -111,14 +141,17 @@ class Giver:
         client: "redis.asyncio.Redis",
         baton: Baton,
         ending: Ending,
-        call: Call,
+        call: Ears,
         is_writing: Callable[[], bool],
+        is_stored: Callable[[], bool],
         messages: Messages,
         wish: Wish,
         accept: Callable[[int], None],
+        refuse: Callable[[int], None],
+        ask: Callable[[int], Awaitable[Verdict]],
         publish: Callable[[Session, str], None],
-        flush: Callable[[float], Awaitable[bool]],
-        insist: Callable[[Operation[Session]], Awaitable[Session]],
+        place: Callable[[], int],
+        record: OwnRecord,
         lifetime: float,
     ) -> None:
         self._session = session
@@ -127,12 +160,15 @@ class Giver:
         self._ending = ending
         self._call = call
         self._is_writing = is_writing
+        self._is_stored = is_stored
         self._messages = messages
         self._wish = wish
         self._accept = accept
+        self._refuse = refuse
+        self._ask = ask
         self._publish = publish
-        self._flush = flush
-        self._insist = insist
+        self._place = place
+        self._record = record
         self._lifetime = lifetime
         self._told = ""
         self._attempts = 0
@@ -143,6 +179,8 @@ class Giver:
             await self._wish.wait()
             try:
                 await self._attempt()
+            except _NotTakenError:
+                logger.warning("the baton was taken back", extra={"session": self._session.session_id})
             except (*_UNKNOWN, OperationalError) as error:
                 # What became of the last offer is not known; the next one makes it void.
                 logger.warning("no hand-over yet: %s", error, extra={"session": self._session.session_id})
@@ -172,7 +210,8 @@ class Giver:
 
     async def _choose(self) -> WorkerStatus:
         fleet = await run_async(self._client, workers.fleet())
-        worker = handing_over.choose(fleet, owner=self._session.owner, name=self._wish.to)
+        place = self._place() if self._wish.is_draining else 0
+        worker = handing_over.choose(fleet, owner=self._session.owner, name=self._wish.to, place=place)
         if worker is None:
             raise HandOverImpossible("No other worker is free.")
         return worker
@@ -217,31 +256,55 @@ class Giver:
         # Without an await in between: nothing slips in after the last look.
         is_open = self._baton.is_open
         self._baton.give()
-        self._call.fall_deaf()
         try:
             await self._give(offered, is_open=is_open)
-        except (StateUnavailable, HandOverImpossible):
+        except (_NotTakenError, HandOverImpossible):
             self._baton.take_back()
-            self._call.hear_again()
+            await self._record.be_sure()
             raise
-        except (MoveRefused, SessionNotFound):
+        except MoveRefused:
             self._ending.supersede()
             raise
+        self._baton.lose()
+        self._call.fall_deaf()
         self._ending.hand_over()
         logger.info("handed over", extra={"session": self._session.session_id, "epoch": offered})
 
     async def _give(self, offered: int, *, is_open: bool) -> None:
-        if not await self._flush(_FLUSH):
-            raise StateUnavailable()
-        await self._insist(record_moves.give(self._session, offered=offered, is_open=is_open, lifetime=self._lifetime))
+        """Pass it; raises `_NotTakenError` when it may have been passed in vain, and what `record_moves.give` does.
+
+        While Redis does not say whether it was, only who it was passed to knows whether it will answer. A Redis that
+        has lost the session says nothing either: whoever answers registers it again.
+        """
+        step = record_moves.give(self._session, offered=offered, is_open=is_open, lifetime=self._lifetime)
+        while True:
+            try:
+                await run_async(self._client, step)
+                return
+            except (StateUnavailable, SessionNotFound) as error:
+                logger.warning("is it passed? %s", error, extra={"session": self._session.session_id})
+            verdict = await self._ask(offered)
+            if verdict is Verdict.TAKEN:
+                return
+            if verdict is not Verdict.UNKNOWN:
+                if verdict is Verdict.GONE:
+                    # Should it come back after all, it comes as one that has the session by force.
+                    self._refuse(offered)
+                self._record.doubt(record_moves.take_back(self._session, offered=offered))
+                raise _NotTakenError
+            await asyncio.sleep(_PASS_RETRY)
 
     def _is_between_turns(self, heard_since: float) -> bool:
-        is_quiet = self._call.says_nothing and not self._is_writing()
+        # What is not stored yet would have to be while nobody answers.
+        is_quiet = self._call.says_nothing and not self._is_writing() and self._is_stored()
         return is_quiet and self._baton.is_between_turns(heard_since=heard_since)
 
 
 class Successor:
-    """The side of the agent that stands by in the room, until it holds the baton or steps back."""
+    """The side of the agent that stands by in the room, until it holds the baton or steps back.
+
+    It follows what is said from where the conversation had `begun` when it was loaded.
+    """
 
     def __init__(
         self,
@@ -252,16 +315,19 @@ class Successor:
         baton: Baton,
         ending: Ending,
         messages: Messages,
+        begun: entities.Session,
         lifetime: float,
     ) -> None:
         self._session = session
         self._client = client
         self._listener = listener
+        self._begun = begun
+        self._memory = Memory(begun.messages, active=begun.active)
         self._baton = baton
         self._ending = ending
         self._messages = messages
         self._lifetime = lifetime
-        self._cursor = "0-0"
+        self._cursor = begun.cursor
         self._is_caught_up = False
 
     async def stand_by(self) -> None:
@@ -278,6 +344,15 @@ class Successor:
                 return
         await self._messages.passed.wait()
 
+    def decide(self) -> Verdict:
+        """What the owner may count on that does not know whether it has passed the baton: from here on it is so."""
+        if self._baton.is_held:
+            return Verdict.TAKEN
+        if self._ending.is_decided:
+            return Verdict.RENOUNCED if self._ending.renounced else Verdict.UNKNOWN
+        self._ending.renounce()
+        return Verdict.RENOUNCED
+
     async def watch(self) -> None:
         """Step back when the offer is void."""
         while not (self._baton.is_held or self._ending.is_decided):
@@ -293,19 +368,29 @@ class Successor:
     async def listen(self) -> None:
         """Note the turns that the owner makes its own, as soon as they are stored."""
         key = records.turns_key(self._session.session_id)
+        is_before = True
         while not (self._is_caught_up or self._ending.is_decided):
             try:
-                if self._cursor == "0-0":
-                    newest: Any = await self._listener.xrevrange(key, count=1)
-                    self._cursor = newest[0][0] if newest else "0-1"
+                # What was stored before this agent has listened is no word that it has parked.
+                block = None if is_before else _BLOCK
                 # The library's type does not say which of its shapes this protocol version answers with.
-                answer: Any = await self._listener.xread({key: self._cursor}, block=_BLOCK)
+                answer: Any = await self._listener.xread({key: self._cursor}, block=block)
             except RedisError:
                 logger.warning("turns not readable, trying again", extra={"session": self._session.session_id})
                 await asyncio.sleep(_RETRY)
                 continue
             for _, entries in answer:
-                self._note([(entry, json.loads(fields["turn"])) for entry, fields in entries])
+                self._note([(entry, json.loads(fields["turn"])) for entry, fields in entries], is_before=is_before)
+            is_before = False
+
+    def followed(self) -> entities.Session:
+        """The conversation as far as it was followed: what there is while Redis is away."""
+        return replace(
+            self._begun,
+            messages=tuple(self._memory.messages),
+            active=self._memory.active,
+            cursor=self._cursor,
+        )
 
     def notes(self) -> Operation[None]:
         """The step that notes what the owner has stored before it passed the baton, and listens no longer."""
@@ -317,10 +402,11 @@ class Successor:
 
         return Operation(script=step.script, keys=step.keys, arguments=step.arguments, parse=parse)
 
-    def _note(self, turns: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    def _note(self, turns: Sequence[tuple[str, Mapping[str, Any]]], *, is_before: bool = False) -> None:
         for entry, turn in turns:
             if self._is_caught_up:
                 return
             self._cursor = entry
-            if turn.get("role") == "user":
+            replay(turn, self._memory)
+            if turn.get("role") == "user" and not is_before:
                 self._baton.owner_committed()

@@ -24,6 +24,7 @@ from worker.call import phrases
 from worker.call.agent_llm import AgentLLM
 from worker.call.baton import Baton
 from worker.call.ending import Countdown, Ending
+from worker.call.open_turn import OpenTurn
 from worker.call.pipeline import AUDIO_INPUT, open_pipeline
 from worker.call.providers import Providers
 from worker.call.settings import CallSettings
@@ -37,6 +38,10 @@ logger = logging.getLogger(__name__)
 _FAILURES_FORGIVEN = 1
 #: Seconds the last words may take.
 _FAREWELL_LIMIT = 12.0
+#: Seconds of silence after which what the caller had begun to say before their agent was lost is all they will say, and
+#: seconds between two looks.
+_SILENT = 3.0
+_LOOK = 0.1
 #: Seconds the session and the room may take to close.
 _CLOSE_LIMIT = 5.0
 
@@ -76,10 +81,13 @@ class Call:
         self._failures = 0
         self._draft_failed = False
         self._farewell: asyncio.Task[None] | None = None
+        self._waiting: asyncio.Task[None] | None = None
         self._idle = Countdown(ending, Reason.IDLE, seconds=settings.idle_timeout)
         self._duration = Countdown(ending, Reason.MAX_DURATION, seconds=time_left)
         self._voice = open_pipeline(settings, providers, agent_llm)
         self._user_state, self._agent_state = "listening", "initializing"
+        #: Whether this agent has begun to talk with the caller.
+        self.has_begun = False
         self._listen_to_voice(providers)
 
     @property
@@ -121,21 +129,42 @@ class Call:
 
     def greet(self) -> None:
         """Say the greeting."""
-        self._idle.start()
+        self._begin()
         self._say(self._settings.greeting)
 
-    def resume(self, unanswered: Message | None) -> None:
-        """Go on with a call that another process has lost, and answer what it has left unanswered."""
-        self._idle.start()
+    def resume(self, unanswered: Message | None, *, open_turn: OpenTurn) -> None:
+        """Go on with a call that another process has lost, and answer what it has left unanswered.
+
+        What the caller had begun to say to that process begins their next turn; are they silent, it is their turn.
+        """
+        self._begin()
         self._say(self._settings.resumption)
         if unanswered is not None:
             self._answer(unanswered)
+        elif open_turn.cut_off:
+            self._waiting = asyncio.create_task(self._answer_cut_off(open_turn))
+            self._waiting.add_done_callback(self._ending.guard(_require))
+
+    async def _answer_cut_off(self, open_turn: OpenTurn) -> None:
+        silent_for = 0.0
+        while open_turn.cut_off and silent_for < _SILENT:
+            await asyncio.sleep(_LOOK)
+            is_silent = self.is_quiet and self._baton.is_between_turns(heard_since=self._baton.now())
+            silent_for = silent_for + _LOOK if is_silent and self._baton.is_held else 0.0
+        if open_turn.cut_off:
+            message = llm.ChatMessage(role="user", content=[open_turn.close("")])
+            await self._voice_agent.say_for_caller(message)
+            self._voice.generate_reply(user_input=message)
 
     def take_over(self, unanswered: Message | None) -> None:
         """Go on with a call that another process has passed on, without a word unless one is due."""
-        self._idle.start()
+        self._begin()
         if unanswered is not None and not self._baton.is_open:
             self._answer(unanswered)
+
+    def _begin(self) -> None:
+        self.has_begun = True
+        self._idle.start()
 
     def _answer(self, unanswered: Message) -> None:
         self._voice_agent.take_up(unanswered)
@@ -152,16 +181,11 @@ class Call:
         self._voice.input.set_audio_enabled(False)
         self._voice.clear_user_turn()
 
-    def hear_again(self) -> None:
-        """Take it back."""
-        self._voice.input.set_audio_enabled(True)
-
     async def close(self) -> None:
         """Fall silent, leave the room, then take the pipeline down."""
         for countdown in (self._idle, self._duration):
             countdown.stop()
-        if self._farewell is not None:
-            await utils.aio.cancel_and_wait(self._farewell)
+        await utils.aio.cancel_and_wait(*(task for task in (self._farewell, self._waiting) if task is not None))
         self._voice.output.set_audio_enabled(False)
         await self._bounded("room", self._room.disconnect())
 
@@ -259,7 +283,13 @@ class Call:
                 await handle.wait_for_playout()
         except TimeoutError:
             logger.warning("the farewell was cut", extra={"session": self._session.session_id})
+        self._ending.is_told = True
         self._ending.decide(Reason.PROVIDER_FAILED)
 
     def _voice_closed(self, event: CloseEvent) -> None:
         self._ending.decide(Reason.PROVIDER_FAILED if event.error else Reason.INTERNAL_ERROR)
+
+
+def _require(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.result()

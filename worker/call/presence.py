@@ -32,6 +32,11 @@ class Presence:
         room.on("participant_connected", ending.guard(self._participant_connected))
         room.on("participant_disconnected", ending.guard(self._participant_disconnected))
 
+    @property
+    def is_caller_lost(self) -> bool:
+        """Whether the caller was there, is not, and may come back."""
+        return self._lost.is_running
+
     def close(self) -> None:
         """Wait for nobody any more."""
         self._lost.stop()

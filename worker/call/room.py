@@ -6,6 +6,7 @@ from livekit import api, rtc
 
 from worker.call.errors import ConnectFailed
 from worker.call.settings import CallSettings
+from worker.fleet.ghosts import Ghosts, RoomServerSettings
 from worker.fleet.session import Session
 
 #: Seconds one of the SDK's four attempts may take.
@@ -51,3 +52,14 @@ async def connect(room: rtc.Room, session: Session, settings: CallSettings) -> N
         await room.connect(settings.livekit_url, agent_token(session, settings), options)
     except rtc.ConnectError as error:
         raise ConnectFailed() from error
+
+
+def open_ghosts(settings: CallSettings) -> Ghosts:
+    """What removes other agents of the session from the room."""
+    return Ghosts(
+        RoomServerSettings(
+            LIVEKIT_URL=settings.livekit_url,
+            LIVEKIT_API_KEY=settings.livekit_api_key,
+            LIVEKIT_API_SECRET=settings.livekit_api_secret,
+        )
+    )

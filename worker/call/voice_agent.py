@@ -11,6 +11,7 @@ from livekit.agents import Agent, ConversationItemAddedEvent, ModelSettings, Sto
 from graphs.entities import AgentEvent, Message, PassagesMissed, PassagesOffered, TextDelta
 from graphs.ports import AgentPort
 from worker.call.baton import Baton
+from worker.call.open_turn import OpenTurn
 from worker.call.timings import TurnClock
 from worker.conversation.transcript import Citation, Transcript, Turn, event_turn
 
@@ -37,9 +38,16 @@ class VoiceAgent(Agent):
     """
 
     def __init__(
-        self, agent: AgentPort, *, transcript: Transcript, clock: TurnClock, baton: Baton | None = None
+        self,
+        agent: AgentPort,
+        *,
+        transcript: Transcript,
+        clock: TurnClock,
+        baton: Baton | None = None,
+        open_turn: OpenTurn | None = None,
     ) -> None:
         super().__init__(instructions="")
+        self._open_turn = open_turn
         self._baton = baton or Baton(is_held=True)
         self._agent = agent
         self._transcript = transcript
@@ -62,6 +70,8 @@ class VoiceAgent(Agent):
                 yield frame
 
         async for event in Agent.default.stt_node(self, tapped(), model_settings):
+            if self._open_turn is not None and isinstance(event, stt.SpeechEvent):
+                self._open_turn.heard(event)
             yield event
 
     async def tts_node(self, text: AsyncIterable[str], model_settings: ModelSettings) -> AsyncIterator[rtc.AudioFrame]:
@@ -77,10 +87,27 @@ class VoiceAgent(Agent):
         Without the baton they wait until it is known who answers them.
         """
         if not await self._baton.may_answer():
+            if self._open_turn is not None:
+                self._open_turn.close("")
             raise StopResponse
         self._clock.turn_completed()
+        if self._open_turn is not None:
+            self._complete(new_message, self._open_turn)
         self._commit_user(new_message)
         self._unanswered = new_message.text_content
+        await self._transcript.flush(timeout=_STORE_LIMIT)
+
+    def _complete(self, message: llm.ChatMessage, open_turn: OpenTurn) -> None:
+        words = message.text_content or ""
+        whole = open_turn.close(words)
+        # An answer that was drafted to other words is none: so only what was cut off costs one.
+        if whole != words:
+            message.content = [whole]
+
+    async def say_for_caller(self, message: llm.ChatMessage) -> None:
+        """Store words of the caller's that no turn of this process has brought, and be ready to answer them."""
+        self._commit_user(message)
+        self._unanswered = message.text_content
         await self._transcript.flush(timeout=_STORE_LIMIT)
 
     def take_up(self, message: Message) -> None:

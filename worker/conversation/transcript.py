@@ -57,7 +57,8 @@ class Turn:
 class Transcript:
     """A write-behind buffer in front of the turn stream, written by this owner alone; the longest call bounds it.
 
-    `on_lost` is called when another owner holds the session.
+    `on_lost` is called when another owner holds the session; while that is not known, `is_sure` is not set and nothing
+    is written.
     """
 
     def __init__(
@@ -67,11 +68,13 @@ class Transcript:
         client: "redis.asyncio.Redis",
         lifetime: float,
         on_lost: Callable[[], None],
+        is_sure: asyncio.Event | None = None,
     ) -> None:
         self._session = session
         self._client = client
         self._lifetime = lifetime
         self._on_lost = on_lost
+        self._is_sure = is_sure or _set()
         self._waiting: deque[Turn] = deque()
         self._some = asyncio.Event()
         self._none = asyncio.Event()
@@ -85,6 +88,11 @@ class Transcript:
         self._waiting.append(turn)
         self._none.clear()
         self._some.set()
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether no turn waits."""
+        return self._none.is_set()
 
     def restart(self) -> None:
         """Go on in a server that has lost the stream; what `write` does when no turn waits is done once more."""
@@ -108,6 +116,7 @@ class Transcript:
         this = asyncio.current_task()
         # A checkpoint's client of Redis may swallow a cancellation, as `run_async` tells.
         while this is not None and not this.cancelling() and await self._some.wait():
+            await self._is_sure.wait()
             if self._waiting and await self._written(self._waiting[0]):
                 self._waiting.popleft()
             if not self._waiting:
@@ -129,6 +138,12 @@ class Transcript:
         except MoveRefused:
             self._on_lost()
         return True
+
+
+def _set() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
 
 
 def event_turn(turn_id: str, event: Mapping[str, Any]) -> Turn:

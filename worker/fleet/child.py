@@ -26,6 +26,7 @@ class Child:
     def __init__(self, *, worker_id: str, table: Table, index: int) -> None:
         self.worker_id = worker_id
         self.slot: Slot = table.slots[index]
+        self._index = index
         self._table = table
         self._callbacks: Mapping[int, Callable[[], None]] = {}
         self._unheard: set[int] = set()
@@ -34,6 +35,12 @@ class Child:
     def draining(self) -> bool:
         """Whether the worker takes no new session."""
         return self._table.draining
+
+    @property
+    def place(self) -> int:
+        """How many processes before this one in the pool run a session: calls that leave together are told apart."""
+        before = self._table.slots[: self._index]
+        return sum(1 for slot in before if slot.read() is not None)
 
     @property
     def renewed_at(self) -> int:

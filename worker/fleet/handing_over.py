@@ -34,11 +34,17 @@ def is_standby(record: Session | None, successor: Session) -> bool:
     )
 
 
-def choose(fleet: Fleet, *, owner: str, name: str = "") -> WorkerStatus | None:
-    """The emptiest worker that takes sessions and is not the owner, or the one of this name; None when it is full."""
+def choose(fleet: Fleet, *, owner: str, name: str = "", place: int = 0) -> WorkerStatus | None:
+    """The emptiest worker that takes sessions and is not the owner, or the one of this name; None when it is full.
+
+    Sessions of one owner that leave it together, each with a `place` of its own from 0 on, are spread over the free
+    slots: the emptiest worker comes first, and a second time only when it is still as empty as the others.
+    """
     free = [
         worker
         for worker in fleet.open_workers
         if worker.worker_id != owner and worker.busy < worker.slots and name in ("", worker.name)
     ]
-    return max(free, key=lambda worker: worker.slots - worker.busy, default=None)
+    slots = [(left, worker) for worker in free for left in range(worker.slots - worker.busy, 0, -1)]
+    slots.sort(key=lambda slot: slot[0], reverse=True)
+    return slots[place % len(slots)][1] if slots else None

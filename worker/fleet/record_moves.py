@@ -57,7 +57,7 @@ return {{'moved', redis.call('HGETALL', KEYS[1])}}"""
 
 # A successor that was offered an epoch may be in the room already, so the one after it is the next.
 # ARGV: epoch, owner, states it may come from, recoveries in a row at most, ms after its claim from which on an owner
-# has been there long enough, ms until the next one must have claimed it, lifetime in ms.
+# has been there long enough, ms until the next one must have claimed it, lifetime in ms, 1 if the owner was lost.
 _RECOVER = f"""#!lua flags=allow-oom
 {NOW}
 {_ALLOWS}
@@ -67,10 +67,10 @@ if record[2] ~= ARGV[1] or (record[3] or '') ~= ARGV[2] then return {{'stale'}} 
 if not allows(ARGV[3], record[1]) then return {{'illegal', record[1]}} end
 local recoveries = tonumber(record[5] or 0)
 if record[4] and now - record[4] * 1000 >= tonumber(ARGV[5]) then recoveries = 0 end
-if recoveries >= tonumber(ARGV[4]) then return {{'exhausted'}} end
+if ARGV[8] == '1' and recoveries >= tonumber(ARGV[4]) then return {{'exhausted'}} end
 local epoch = math.max(tonumber(ARGV[1]), tonumber(record[6] or 0)) + 1
 redis.call('HSET', KEYS[1], 'state', '{State.RECOVERING}', 'epoch', epoch, 'owner', '', 'standby', '',
-  'recoveries', recoveries + 1, 'recovering_at', now / 1000, 'join_deadline', (now + ARGV[6]) / 1000)
+  'recoveries', recoveries + ARGV[8], 'recovering_at', now / 1000, 'join_deadline', (now + ARGV[6]) / 1000)
 redis.call('HDEL', KEYS[1], 'published_at')
 for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[7]) end
 return {{'moved', redis.call('HGETALL', KEYS[1])}}"""
@@ -163,6 +163,20 @@ redis.call('XADD', KEYS[2], '*', 'kind', '{Command.PASSED}', 'epoch', ARGV[3], '
 redis.call('PEXPIRE', KEYS[2], ARGV[5])
 return {{'moved', redis.call('HGETALL', KEYS[1])}}"""
 
+# The one move that lowers an epoch: whoever stood by in the offered one has renounced it unused, and it is never
+# offered again. A pass that reaches the server after this finds its offer void.
+# ARGV: epoch, owner, offered epoch.
+_TAKE_BACK = f"""#!lua flags=allow-oom
+{_ALLOWS}
+local record = redis.call('HMGET', KEYS[1], 'state', 'epoch', 'owner', 'offered_epoch')
+if not record[1] then return {{'missing'}} end
+local is_passed = record[2] == ARGV[3] and record[4] == ARGV[3]
+if not is_passed and (record[2] ~= ARGV[1] or record[3] ~= ARGV[2]) then return {{'stale'}} end
+if not allows('{_PASSED_IN}', record[1]) then return {{'illegal', record[1]}} end
+redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'owner', ARGV[2], 'standby', '',
+  'offered_epoch', math.max(tonumber(record[4] or 0), ARGV[3] + 1))
+return {{'moved', redis.call('HGETALL', KEYS[1])}}"""
+
 #: A function for the scripts of text turns, which must take turn and record in one step: makes `owner` the owner of the
 #: record in `KEYS[1]` for as long as the turn lasts, in an epoch of its own; false when that is not legal in `state`.
 CLAIM_FOR_A_TURN = f"""
@@ -249,11 +263,13 @@ def claim(session_id: str, *, epoch: int, owner: str, lifetime: float) -> Operat
     )
 
 
-def recover(session: Session, *, most: int, settled: float, patience: float, lifetime: float) -> Operation[Session]:
+def recover(
+    session: Session, *, most: int, settled: float, patience: float, lifetime: float, is_lost: bool = True
+) -> Operation[Session]:
     """Take the session from its lost owner, and let whoever claims it within `patience` seconds go on with it.
 
-    Raises `RecoveriesExhausted` when `most` owners in a row were lost within `settled` seconds of their claim, and
-    what `move` does.
+    An owner that is not lost gives it away itself. Raises `RecoveriesExhausted` when `most` owners in a row were lost
+    within `settled` seconds of their claim, and what `move` does.
     """
     return Operation(
         script=_RECOVER,
@@ -266,6 +282,7 @@ def recover(session: Session, *, most: int, settled: float, patience: float, lif
             _milliseconds(settled),
             _milliseconds(patience),
             _milliseconds(lifetime),
+            int(is_lost),
         ],
         parse=_parse_move,
     )
@@ -347,6 +364,14 @@ def give(session: Session, *, offered: int, is_open: bool, lifetime: float) -> O
         session.session_id,
         [session.epoch, session.owner, offered, int(is_open), _milliseconds(lifetime)],
     )
+
+
+def take_back(session: Session, *, offered: int) -> Operation[Session]:
+    """Keep a session of which it is not known whether it was passed; only after the successor has renounced it.
+
+    Raises what `offer` does, for instance when another worker has recovered it from the successor. May be repeated.
+    """
+    return _on_record(_TAKE_BACK, session.session_id, [session.epoch, session.owner, offered])
 
 
 def _on_record(script: str, session_id: str, arguments: Sequence[str | int | float]) -> Operation[Session]:

@@ -5,7 +5,8 @@ Key space (one slot per session; all expire):
     muster:{s:<session id>}:commands  STREAM  what the owner is asked to do, `kind` and `id`
     muster:{s:<session id>}:turns     STREAM  committed turns, `turn` = JSON
 
-and, written by `graphs/checkpointer.py`, `checkpoints` and `checkpoint_writes`, which live as long as these.
+and, written by `drafts.py`, `draft`; by `graphs/checkpointer.py`, `checkpoints` and `checkpoint_writes`, which live as
+long as these.
 
 Every owner reads the commands from the first one on, and applies each at most once, because each says itself to whom
 it belongs (`tests/test_fleet_commands.py`):
@@ -65,6 +66,7 @@ if record[1] ~= ARGV[1] or (record[2] or '') ~= ARGV[2] then return {'stale'} en
 local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
 if newest and newest[2][2] == ARGV[4] then return {'added', newest[1]} end
 local id = redis.call('XADD', KEYS[2], '*', 'turn', ARGV[4])
+if ARGV[5] == '1' then redis.call('DEL', KEYS[3]) end
 if redis.call('PTTL', KEYS[2]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[2], ARGV[3]) end
 return {'added', id}"""
 
@@ -89,6 +91,11 @@ def commands_key(session_id: str) -> str:
 def turns_key(session_id: str) -> str:
     """The key of the session's turn stream."""
     return _key(session_id, "turns")
+
+
+def draft_key(session_id: str) -> str:
+    """The key of what the caller has begun to say (see `drafts.py`)."""
+    return _key(session_id, "draft")
 
 
 def lasting_keys(session_id: str) -> list[str]:
@@ -145,14 +152,20 @@ def stamp_published(session_id: str, *, epoch: int) -> Operation[None]:
 
 
 def append_turn(session: Session, turn: Mapping[str, Any], *, lifetime: float) -> Operation[str]:
-    """Add one committed turn as the owner; answers its stream id.
+    """Add one committed turn as the owner, a user's in the place of its draft; answers its stream id.
 
     Repeating the newest turn adds nothing: this is how an unknown outcome is retried.
     """
     return Operation(
         script=_APPEND_TURN,
-        keys=[_key(session.session_id, name) for name in ("record", "turns")],
-        arguments=[session.epoch, session.owner, _milliseconds(lifetime), json.dumps(turn)],
+        keys=[_key(session.session_id, name) for name in ("record", "turns", "draft")],
+        arguments=[
+            session.epoch,
+            session.owner,
+            _milliseconds(lifetime),
+            json.dumps(turn),
+            int(turn.get("role") == "user"),
+        ],
         parse=lambda raw: str(accepted(raw, "added")[1]),
     )
 

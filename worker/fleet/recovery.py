@@ -42,17 +42,23 @@ class Recovery:
         self._publish = publish
         self._lifetime = lifetime
 
-    async def recover(self, session: Session) -> None:
+    async def recover(self, session: Session, *, is_lost: bool = True) -> None:
         """Let another worker go on with the session, unless its owner, epoch or state has changed since it was read.
 
-        One that was leaving ends, with its own reason if it had one, and one that has lost too many owners with
-        `worker_lost`. Raises `StateUnavailable`; may be repeated.
+        Without `is_lost` its owner gives it away and counts as no lost one. One that was leaving ends, with its own
+        reason if it had one, and one that has lost too many owners with `worker_lost`. Raises `StateUnavailable`; may
+        be repeated.
         """
         if session.reason is not None or session.state is State.ENDING:
             await self._endings.end(session, Reason.WORKER_LOST)
             return
         step = record_moves.recover(
-            session, most=MOST_IN_A_ROW, settled=SETTLED, patience=UNOWNED, lifetime=self._lifetime
+            session,
+            most=MOST_IN_A_ROW,
+            settled=SETTLED,
+            patience=UNOWNED,
+            lifetime=self._lifetime,
+            is_lost=is_lost,
         )
         try:
             recovering = await run_async(self._client, step)
@@ -64,8 +70,9 @@ class Recovery:
             return
         so_far = self._actions.count(Action.RECOVERED)
         logger.warning(
-            "session %s has lost its owner and goes on in epoch %d (%d so far)",
+            "session %s %s its owner and goes on in epoch %d (%d so far)",
             session.session_id,
+            "has lost" if is_lost else "leaves",
             recovering.epoch,
             so_far,
         )
