@@ -105,7 +105,11 @@ class FleetProcesses:
         """The worker's own table, which outlives it as long as it is looked at."""
         folder = Path("/proc") / str(self._stack.pid(worker)) / "fd"
         path = next(each for each in folder.iterdir() if "muster-liveness" in os.readlink(each))
-        return Table(os.open(path, os.O_RDWR))
+        fileno = os.open(path, os.O_RDWR)
+        try:
+            return Table(fileno)
+        finally:
+            os.close(fileno)
 
 
 def _agents(table: Table, pid: int | None = None) -> dict[str, float]:

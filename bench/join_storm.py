@@ -152,29 +152,17 @@ class JoinStorm:
 
     async def _wave(self, joins: Mapping[str, int]) -> None:
         """That many joins for each of these rooms, one kill, and everything until their sessions are over."""
-        requests = self._requests(joins)
+        wave = requests(joins, self._random)
         watching = asyncio.create_task(self._watch(list(joins)))
         try:
             async with asyncio.TaskGroup() as group:
                 killing = group.create_task(self._kill())
-                sending = [group.create_task(self._send(request)) for request in requests]
+                sending = [group.create_task(self._send(request)) for request in wave]
                 group.create_task(self._leave_what_is_live(list(joins), [killing, *sending]))
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
             await asyncio.gather(*(self._callers.pop(room).disconnect() for room in list(self._callers)))
-
-    def _requests(self, joins: Mapping[str, int]) -> list[Request]:
-        """Without a key, with one of their own, with one that is repeated, and with one of another room."""
-        requests = []
-        for room, count in joins.items():
-            stranger = self._random.choice([other for other in joins if other != room] or [room])
-            keys = [None, f"{room}-shared", f"{room}-shared-too"]
-            for number in range(count):
-                chosen = self._random.choice([*keys, f"{room}-{number}"])
-                requests.append(Request(room, f"{stranger}-shared" if number == count - 1 else chosen))
-        self._random.shuffle(requests)
-        return requests
 
     async def _send(self, request: Request) -> None:
         leaves = self._random.random() < _LEFT_AT_ONCE
@@ -256,7 +244,7 @@ class JoinStorm:
             sessions = [each for each in await self._sessions() if each.room in rooms and not each.is_over]
             self._look_at_records(sessions)
             for room, agents in zip(rooms, await asyncio.gather(*map(self._agents_in, rooms)), strict=True):
-                self._look_at_agents(room, agents)
+                self._look_at_agents(room, agents, self._processes.being_killed)
             self.sightings.looks += 1
             await asyncio.sleep(_LOOK)
 
@@ -268,11 +256,11 @@ class JoinStorm:
         live = sum(session.state is State.LIVE for session in active)
         self.sightings.most_live = max(self.sightings.most_live, live)
 
-    def _look_at_agents(self, room: str, agents: Sequence[str]) -> None:
+    def _look_at_agents(self, room: str, agents: Sequence[str], being_killed: Mapping[str, float]) -> None:
         if len(agents) < 2:
             return
         killed = {identity: at for each in self.outcome.kills for identity, at in each.agents.items()}
-        killed |= self._processes.being_killed
+        killed |= being_killed
         living = [identity for identity in agents if identity not in killed]
         if len(living) > 1:
             self.sightings.doubled_agents.append(f"{room}: {', '.join(living)}")
@@ -320,6 +308,18 @@ class JoinStorm:
 def _shared_out(count: int, rooms: int) -> list[int]:
     """So many joins for each room, as evenly as it goes."""
     return [count // rooms + (number < count % rooms) for number in range(rooms)]
+
+
+def requests(joins: Mapping[str, int], choice: random.Random) -> list[Request]:
+    """So many for each room: without a key, with one of its own, with a repeated one, and with one of another room."""
+    made = []
+    for room, count in joins.items():
+        stranger = choice.choice([other for other in joins if other != room] or [room])
+        for number in range(count):
+            own = choice.choice([None, f"{room}-shared", f"{room}-shared-too", f"{room}-{number}"])
+            made.append(Request(room, f"{stranger}-shared" if number == count - 1 else own))
+    choice.shuffle(made)
+    return made
 
 
 def _report(outcome: Outcome, sightings: Sightings, *, rooms: int, seed: int) -> Report:
