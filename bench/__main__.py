@@ -7,13 +7,16 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from bench.drains import measure_drains
 from bench.endpointing import measure_endpointing
 from bench.graph import measure_graph
+from bench.join_storm import measure_join_storm
 from bench.joins import measure_joins
 from bench.long_sessions import measure_long_sessions
 from bench.native.report import FAULTS, measure_native_faults
 from bench.report import Report, print_report
 from bench.requests import measure_requests
+from bench.rolling_restart import measure_rolling_restart
 from bench.stored_sessions import measure_stored_sessions
 from bench.turns import measure_turns
 
@@ -99,6 +102,37 @@ def storage(sessions: int, output: Path | None) -> None:
 def native_faults(faults: tuple[str, ...], count: int, output: Path | None) -> None:
     """What becomes of calls with LiveKit Agents' own workers when a process, a machine or the server is lost."""
     _show(measure_native_faults(faults=faults or FAULTS, count=count), output)
+
+
+@main.command("rolling-restart")
+@click.option("--rounds", default=20, show_default=True, help="How often each of the three workers is restarted.")
+@click.option("--callers", default=3, show_default=True, help="How many callers talk meanwhile, six at most.")
+@click.option("--seed", default=0, show_default=True, help="Of the order and the moments.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
+def rolling_restart(rounds: int, callers: int, seed: int, output: Path | None) -> None:
+    """Three workers of three slots are restarted one after the other while callers talk; every word is counted."""
+    _show(measure_rolling_restart(rounds=rounds, callers=callers, seed=seed), output)
+
+
+@main.command()
+@click.option(
+    "--count", default=21, show_default=True, help="How many drains; a third in silence, in speech, in answers."
+)
+@click.option("--seed", default=0, show_default=True, help="Of the moments.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
+def drain(count: int, seed: int, output: Path | None) -> None:
+    """From SIGTERM, or from the first quiet moment after it, to the exit of a worker whose call goes elsewhere."""
+    _show(measure_drains(count=count, seed=seed), output)
+
+
+@main.command("join-storm")
+@click.option("--count", default=1000, show_default=True, help="How many joins, concurrent and repeated.")
+@click.option("--rooms", default=50, show_default=True, help="For how many rooms.")
+@click.option("--seed", default=0, show_default=True, help="Of the joins, the kills and their moments.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
+def join_storm(count: int, rooms: int, seed: int, output: Path | None) -> None:
+    """Joins from many threads while processes are killed: never two agents in a room, and nothing left behind."""
+    _show(measure_join_storm(count=count, rooms=rooms, seed=seed), output)
 
 
 def _show(report: Report, output: Path | None) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from pathlib import Path
+from threading import get_ident
 
 import httpx
 import numpy as np
@@ -49,7 +50,7 @@ class CallerVoice:
 
     def _keep(self, path: Path, samples: Samples) -> None:
         self._cache.mkdir(parents=True, exist_ok=True)
-        # Two demos may render the same line at once; a rename is never seen half done.
-        unfinished = path.with_suffix(f".{os.getpid()}")
+        # Two demos, or two callers of one, may render the same line at once; a rename is never seen half done.
+        unfinished = path.with_suffix(f".{os.getpid()}-{get_ident()}")
         write_wav(unfinished, samples)
         unfinished.replace(path)

@@ -1,0 +1,120 @@
+"""The processes of a stack's fleet, and ways to kill one of them that tell which agents die with it (Linux only)."""
+
+import itertools
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from local.parts import AGENT_SERVICE, WORKER
+from local.stack import Stack
+from worker.fleet.table import Table
+
+#: Seconds a worker may take to start its keeper.
+_KEPT_WITHIN = 10.0
+_POLL = 0.05
+
+
+@dataclass(frozen=True)
+class Killed:
+    """What was killed, and the identities of the agents in it with the moment of their death (Unix seconds)."""
+
+    kind: str
+    agents: Mapping[str, float]
+
+
+class FleetProcesses:
+    """Kills processes of a stack and starts again what does not come back by itself; which one is left to `choice`."""
+
+    def __init__(self, stack: Stack, choice: random.Random, *, workers: int) -> None:
+        #: Agents that a kill under way takes with it, with its moment: their end may be seen before it is told.
+        self.being_killed: dict[str, float] = {}
+        self._stack = stack
+        self._random = choice
+        self._workers = [f"{WORKER}-{number}" for number in range(1, workers + 1)]
+
+    def kinds_of_kill(self) -> Iterator[Callable[[], Killed]]:
+        """Each kind once, in any order, again and again."""
+        kinds = [self.kill_child, self.kill_keeper, self.kill_parent, self.kill_api_process, self.kill_api]
+        for _ in itertools.count():
+            yield from self._random.sample(kinds, len(kinds))
+
+    def kill_child(self) -> Killed:
+        """A process of the pool, one with a session if there is any."""
+        worker = self._worker()
+        table = self._table(worker)
+        busy = [holding.pid for slot in table.slots if (holding := slot.read()) and holding.pid > 0]
+        pid = self._random.choice(busy or self._pool(worker))
+        # Stopped, it neither ends its session nor begins another one before it is killed.
+        psutil.Process(pid).suspend()
+        self.being_killed |= (agents := _agents(table, pid))
+        os.kill(pid, signal.SIGKILL)
+        return Killed("child", agents)
+
+    def kill_keeper(self) -> Killed:
+        """A worker's keeper, which its parent starts again."""
+        self._keeper(self._worker()).kill()
+        return Killed("keeper", {})
+
+    def kill_parent(self) -> Killed:
+        """A worker's parent, with which all of it dies; it is started again."""
+        worker = self._worker()
+        table = self._table(worker)
+        # Until they are counted, children that live on for a moment must not be taken for others.
+        self.being_killed |= _agents(table)
+        self._stack.kill(worker)
+        agents = _agents(table)
+        self._stack.start(worker)
+        return Killed("parent", self.being_killed | agents)
+
+    def kill_api_process(self) -> Killed:
+        """One of the agent service's processes, which its parent replaces."""
+        self._random.choice(psutil.Process(self._stack.pid(AGENT_SERVICE)).children()).kill()
+        return Killed("API process", {})
+
+    def kill_api(self) -> Killed:
+        """The whole agent service; it is started again."""
+        self._stack.kill(AGENT_SERVICE)
+        self._stack.start(AGENT_SERVICE)
+        return Killed("API", {})
+
+    def _worker(self) -> str:
+        return self._random.choice(self._workers)
+
+    def _pool(self, worker: str) -> list[int]:
+        keeper = self._keeper(worker).pid
+        children = psutil.Process(self._stack.pid(worker)).children()
+        return [child.pid for child in children if child.pid != keeper]
+
+    def _keeper(self, worker: str) -> psutil.Process:
+        deadline = time.monotonic() + _KEPT_WITHIN
+        while True:
+            for child in psutil.Process(self._stack.pid(worker)).children():
+                if "worker.fleet.keeper" in child.cmdline():
+                    return child
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{worker} has no keeper")
+            time.sleep(_POLL)
+
+    def _table(self, worker: str) -> Table:
+        """The worker's own table, which outlives it as long as it is looked at."""
+        folder = Path("/proc") / str(self._stack.pid(worker)) / "fd"
+        path = next(each for each in folder.iterdir() if "muster-liveness" in os.readlink(each))
+        fileno = os.open(path, os.O_RDWR)
+        try:
+            return Table(fileno)
+        finally:
+            os.close(fileno)
+
+
+def _agents(table: Table, pid: int | None = None) -> dict[str, float]:
+    """The agents that a table knows, or those of one process, with this moment."""
+    holdings = [holding for slot in table.slots if (holding := slot.read())]
+    return {
+        f"agent-{holding.session_id}-{holding.epoch}": time.time() for holding in holdings if pid in (None, holding.pid)
+    }
