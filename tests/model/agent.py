@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from livekit import rtc
 
-from tests.model.processes import Ask, Process, Program, Task, Until, ask, sleep
+from tests.model.processes import Ask, Process, Program, Status, Task, Until, ask, sleep
 from tests.model.room import Participant, Room
 from tests.model.steps import models
 from tests.model.stored import Message, Turn
@@ -86,7 +86,7 @@ class Agent(Process):
 
     def __init__(self, worker: "Worker", slot: "Slot", session_id: str, epoch: int) -> None:
         self.worker = worker
-        number = worker.world.count_agents()
+        number = worker.world.count(self)
         super().__init__(f"agent {session_id} {epoch} of {worker.name} ({number})", worker.world, worker.machine)
         self.session_id, self.epoch = session_id, epoch
         self.slot = slot
@@ -124,7 +124,7 @@ class Agent(Process):
     @property
     def is_running(self) -> bool:
         """Whether the operating system lets it run."""
-        return self.status.name == "RUNNING"
+        return self.status is Status.RUNNING
 
     @property
     def hears(self) -> bool:
@@ -139,6 +139,7 @@ class Agent(Process):
     def crash(self) -> None:
         """Die at once, and leave a ghost in the room."""
         super().crash()
+        self.world.living = [agent for agent in self.world.living if agent is not self]
         for work in self._beside:
             work.close()
         self.worker.agent_is_gone(self)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tests.model.agent import Agent
-from tests.model.processes import Machine, Process, Program, Status, Until, ask, sleep
+from tests.model.processes import Ask, Machine, Process, Program, Status, Until, ask, sleep
 from tests.model.steps import models
 from tests.model.stored import Message
-from tests.model.switches import Switch
+from tests.model.switches import Fix, Switch
 from worker.fleet import recovery
 from worker.fleet.errors import (
     FleetError,
@@ -144,6 +144,7 @@ class Keeper(Process):
         self.worker = worker
         self._observation = Observation(clock=lambda: self.world.now)
         self._lasting = Lasting(clock=lambda: self.world.now)
+        self._own = Lasting(clock=lambda: self.world.now)
         self._lost: list[Holding] = []
         self._last_look = self._looking_since = self.world.now
         self._closed_since: float | None = None
@@ -153,6 +154,7 @@ class Keeper(Process):
             ("_lead", self._lead, BEAT),
             ("_watch", self._watch, self.world.tick),
             ("_end_lost", self._end_lost, self.world.tick),
+            ("look for its own", self._look_for_own, BEAT),
         ):
             self.spawn(_every(self.world, seconds, duty), name)
 
@@ -186,6 +188,8 @@ class Keeper(Process):
     def _end(self, lost: Holding) -> Program:
         session: Session | None = yield from self._read_lost(lost)
         if session is None or session.is_over:
+            return
+        if self.world.has(Fix.HELD_BY_ANOTHER) and self._is_held(lost.session_id, lost.epoch):
             return
         if (session.owner, session.epoch) == (self.worker.worker_id, lost.epoch):
             if lost.agent is None:
@@ -232,6 +236,26 @@ class Keeper(Process):
                 self._unfinished = None
         except StateUnavailable:
             self._lose_sight()
+
+    def _look_for_own(self) -> Program:
+        """What `Fix.LOOK_FOR_OWN` proposes."""
+        if not self.world.has(Fix.LOOK_FOR_OWN):
+            yield Until(lambda: False)
+        try:
+            for session_id in sorted((yield ask("recent"))):
+                session: Session | None = yield ask("read", session_id=session_id)
+                if session is None or session.is_over or session.owner != self.worker.worker_id:
+                    continue
+                is_held = self._is_held(session_id, session.epoch)
+                if not is_held and self._own.seconds(f"{session_id} {session.epoch}") >= HUNG:
+                    yield from self._recover(session)
+            self._own.next_round()
+        except StateUnavailable:
+            return
+
+    def _is_held(self, session_id: str, epoch: int) -> bool:
+        holdings = [slot.holding for slot in self.worker.slots if slot.holding and slot.holding.agent]
+        return any((holding.session_id, holding.epoch) == (session_id, epoch) for holding in holdings)
 
     @models("worker.fleet.keeper:Keeper._lose_sight")
     def _lose_sight(self) -> None:
@@ -371,8 +395,8 @@ class Api(Process):
         if not fleet.ready:
             raise FleetNotReady()
         try:
-            admitted = yield ask(
-                "admit", room=room, session_id=session_id, hold=self.world.join_ttl, limit=fleet.slots * 2
+            admitted = yield from self._insist(
+                ask("admit", room=room, session_id=session_id, hold=self.world.join_ttl, limit=fleet.slots * 2)
             )
         except StateUnavailable:
             yield from self._take_back(session_id, room)
@@ -381,11 +405,14 @@ class Api(Process):
             raise FleetFull()
         if admitted == "room_taken":
             raise RoomChanging()
+        if self.world.has(Fix.READY_AGAIN) and not (yield ask("fleet")).ready:
+            yield from self._take_back(session_id, room)
+            raise FleetNotReady()
         session = self.world.new_session(session_id, room)
         if self.world.now - started > _ABANDONED:
             raise StateUnavailable()
         try:
-            yield ask("create", session=session)
+            yield from self._insist(ask("create", session=session))
         except StateUnavailable:
             yield from self._take_back(session_id, room)
             raise
@@ -396,6 +423,13 @@ class Api(Process):
             yield ask("stamp_published", session_id=session_id, epoch=1)
         except StateUnavailable:
             return
+
+    @models("worker.fleet.joining:Join._insist")
+    def _insist(self, step: Ask) -> Program:
+        try:
+            return (yield step)
+        except StateUnavailable:
+            return (yield step)
 
     @models("worker.fleet.joining:Join._take_back")
     def _take_back(self, session_id: str, room: str) -> Program:

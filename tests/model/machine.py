@@ -10,13 +10,14 @@ from tests.model.agent import Agent
 from tests.model.fleet import Worker
 from tests.model.processes import Status
 from tests.model.schedules import open_fleet
-from tests.model.switches import Switch
+from tests.model.switches import Fix, Switch
 from tests.model.world import World
 from worker.fleet.session import State
+from worker.fleet.workers import LEASE
 
 #: Steps of Redis that may come late, or whose answer may get lost.
-LATE = ("append_turn", "move", "end", "offer", "ready", "give", "step_back", "recover", "renew", "release", "confirm")
-LOST = (*LATE, "claim", "stand_by", "create", "admit", "publish", "read", "lead")
+LATE = ("claim", "append_turn", "move", "end", "offer", "ready", "give", "step_back", "recover", "renew", "release", "confirm")
+LOST = (*LATE, "stand_by", "create", "admit", "publish", "read", "lead")
 ROOMS = ("room", "another room")
 
 Thing = TypeVar("Thing")
@@ -24,13 +25,18 @@ which = st.integers(min_value=0, max_value=7)
 
 
 class FleetMachine(RuleBasedStateMachine):
-    """A fleet of two workers, or three, and callers in two rooms; `off` is what is switched off."""
+    """A fleet of two workers, or three, and callers in two rooms; `off` is what is switched off.
+
+    It runs with the fixes: without them it finds what they are for.
+    """
 
     off: ClassVar[frozenset[Switch]] = frozenset()
+    fixes: ClassVar[frozenset[Fix]] = frozenset(Fix)
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(off=self.off)
+        self.world = World(off=self.off, fixes=self.fixes)
+        self.emptied_at = float("-inf")
 
     @initialize()
     def begin(self) -> None:
@@ -142,6 +148,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     # --- what befalls links, Redis and LiveKit ---
 
+    @precondition(lambda self: self.world.now - self.emptied_at > 2 * LEASE)
     @rule(number=which)
     def cut_redis(self, number: int) -> None:
         """A machine is cut off from Redis."""
@@ -174,6 +181,7 @@ class FleetMachine(RuleBasedStateMachine):
     @rule()
     def empty_redis(self) -> None:
         """Redis loses its data."""
+        self.emptied_at = self.world.now
         self.world.empty_redis()
 
     @rule()
