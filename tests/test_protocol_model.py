@@ -14,7 +14,6 @@ from tests.model.steps import STEPS, code_of
 from tests.model.switches import FENCES, RULES, Fix, Switch
 from tests.model.world import Broken, World
 
-
 #: Shrinking takes minutes; the long form does it.
 LOOKING = (Phase.explicit, Phase.reuse, Phase.generate)
 
@@ -91,7 +90,7 @@ def explore(*, off: Collection[Switch] = (), examples: int, steps: int, phases: 
         pass
 
     Machine.off = frozenset(off)
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Machine,
         settings=settings(
             max_examples=examples,

@@ -21,7 +21,7 @@ WORKERS = tuple(f"{name}@test#0" for name in ("one", "two"))
 #: What both must have in common; times are each server's own.
 COMPARED = ("state", "epoch", "owner", "offered_epoch", "standby", "reason", "recoveries")
 TARGETS = (State.WAITING, State.LIVE, State.ENDING)
-RECOVER = {"most": 3, "settled": 60.0, "patience": 30.0}
+RECOVER: dict[str, Any] = {"most": 3, "settled": 60.0, "patience": 30.0}
 
 Move = tuple[str, int, int, str, Any]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from livekit import rtc
 
 from tests.model.processes import Ask, Process, Program, Status, Task, Until, ask, sleep
-from tests.model.room import Participant, Room
+from tests.model.room import Room
 from tests.model.steps import models
 from tests.model.stored import Message, Turn
 from tests.model.switches import Switch
@@ -181,9 +181,7 @@ class Agent(Process):
     @models("worker.call.service:_Service._stand_by")
     def _stand_by(self) -> Program:
         try:
-            session: Session = yield ask(
-                "stand_by", session_id=self.session_id, offered=self.epoch, worker_id=self._me
-            )
+            session: Session = yield ask("stand_by", session_id=self.session_id, offered=self.epoch, worker_id=self._me)
         except (MoveRefused, SessionNotFound):
             return None
         self.baton = Baton(is_held=False, clock=self.world.moment)
@@ -447,7 +445,7 @@ class Agent(Process):
     @models("worker.call.handing_over:Giver.run")
     def _giver(self, session: Session, fences: Fences) -> Program:
         while not self.ending.is_decided:
-            yield Until(lambda: self.wish._wanted.is_set())
+            yield Until(self.wish._wanted.is_set)
             try:
                 yield from self._attempt(session, fences)
             except StateUnavailable:
@@ -623,6 +621,3 @@ class Agent(Process):
         """Something of the code's own that waits for nothing, as one step."""
         self.world.loop.run_until_complete(work)
         yield Until(lambda: True)
-
-
-__all__ = ["Agent", "Participant"]

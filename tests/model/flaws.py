@@ -11,6 +11,7 @@ from tests.model.schedules import begin_call, open_fleet
 from tests.model.switches import Fix
 from tests.model.world import World
 
+
 @dataclass(frozen=True)
 class Flaw:
     """One story; its docstring is the function's."""

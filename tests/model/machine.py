@@ -16,7 +16,20 @@ from worker.fleet.session import State
 from worker.fleet.workers import LEASE
 
 #: Steps of Redis that may come late, or whose answer may get lost.
-LATE = ("claim", "append_turn", "move", "end", "offer", "ready", "give", "step_back", "recover", "renew", "release", "confirm")
+LATE = (
+    "claim",
+    "append_turn",
+    "move",
+    "end",
+    "offer",
+    "ready",
+    "give",
+    "step_back",
+    "recover",
+    "renew",
+    "release",
+    "confirm",
+)
 LOST = (*LATE, "stand_by", "create", "admit", "publish", "read", "lead")
 ROOMS = ("room", "another room")
 
@@ -157,9 +170,7 @@ class FleetMachine(RuleBasedStateMachine):
     @rule(number=which, is_noticed=st.booleans())
     def cut_rooms(self, number: int, is_noticed: bool) -> None:
         """A machine is cut off from LiveKit."""
-        self._one(
-            self._workers, number, lambda worker: self.world.cut_rooms(worker.machine, is_noticed=is_noticed)
-        )
+        self._one(self._workers, number, lambda worker: self.world.cut_rooms(worker.machine, is_noticed=is_noticed))
 
     @rule(number=which, only_rooms=st.booleans())
     def mend(self, number: int, only_rooms: bool) -> None:

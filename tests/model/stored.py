@@ -14,7 +14,6 @@ from tests.model.switches import Fix, Switch
 from worker.fleet.errors import (
     HandOverImpossible,
     IllegalMove,
-    MoveRefused,
     RecoveriesExhausted,
     SessionNotFound,
     StaleEpoch,
@@ -126,15 +125,14 @@ class Redis:
         self._refuse_stale((record.epoch, record.owner), (epoch, record.owner if owner is None else owner))
         if record.state not in states_before(target):
             raise IllegalMove(record.state)
-        return self._write(replace(record, state=target, **{stamp: self._clock()}, **(fields or {})), by=by)
+        changed: dict[str, Any] = {"state": target, stamp: self._clock(), **(fields or {})}
+        return self._write(replace(record, **changed), by=by)
 
     @models("worker.fleet.records:claim")
     def claim(self, session_id: str, *, epoch: int, owner: str, by: str = "") -> Session:
         """Make `owner` the owner of a session that waits for one."""
         fields = {"owner": owner}
-        return self.move(
-            session_id, State.CONNECTING, epoch=epoch, owner="", stamp="claimed_at", fields=fields, by=by
-        )
+        return self.move(session_id, State.CONNECTING, epoch=epoch, owner="", stamp="claimed_at", fields=fields, by=by)
 
     @models("worker.fleet.records:recover")
     def recover(self, session: Session, *, most: int, settled: float, patience: float) -> Session:
@@ -277,9 +275,7 @@ class Redis:
             raise HandOverImpossible("Nobody stands by any more.")
         passed = replace(record, epoch=offered, owner=record.standby, standby="", claimed_at=self._clock())
         self._write(passed, by=by)
-        self._say(
-            session.session_id, {"kind": Command.PASSED, "epoch": str(offered), "open": str(int(is_open))}
-        )
+        self._say(session.session_id, {"kind": Command.PASSED, "epoch": str(offered), "open": str(int(is_open))})
         return passed
 
     # --- workers: worker/fleet/workers.py ---
@@ -417,6 +413,3 @@ class Redis:
     def _say(self, session_id: str, command: Mapping[str, str]) -> None:
         stored = self.tables.sessions[session_id]
         self._put(replace(stored, commands=(*stored.commands, command)))
-
-
-__all__ = ["Message", "MoveRefused", "Redis", "Stored", "Tables", "Turn"]

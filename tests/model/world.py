@@ -13,9 +13,9 @@ from typing import Any
 
 from tests.model.agent import Agent
 from tests.model.fleet import Api, Worker
-from tests.model.processes import Ask, HungUp, Machine, Process, Status, Until
+from tests.model.processes import Ask, HungUp, Machine, Process, Program, Status, Until, ask
 from tests.model.room import CALLER, GIVEN_UP, Room, RoomServer
-from tests.model.stored import Redis, Tables
+from tests.model.stored import Message, Redis, Tables
 from tests.model.switches import Fix, Switch
 from worker.fleet.errors import FleetError, StateUnavailable
 from worker.fleet.session import Session, State, states_before
@@ -386,10 +386,7 @@ class World:
             self._does(f"the message of {session_id} comes again", disturbs=False)
             self.api.spawn(self._publish_again(record), "publish")
 
-    def _publish_again(self, record: Session) -> Any:
-        from tests.model.processes import ask
-        from tests.model.stored import Message
-
+    def _publish_again(self, record: Session) -> Program:
         try:
             message = Message(record.session_id, record.epoch, self.now + self.join_ttl)
             yield ask("publish", message=message, queue="recovery")
@@ -510,7 +507,9 @@ class World:
     def _check_sessions(self) -> None:
         for stored in self.redis.tables.sessions.values():
             record = stored.record
-            mine = [agent for agent in self.agents if (agent.session_id, agent.epoch) == (record.session_id, record.epoch)]
+            mine = [
+                agent for agent in self.agents if (agent.session_id, agent.epoch) == (record.session_id, record.epoch)
+            ]
             has_owner = any(agent.is_running and agent.is_talking for agent in mine)
             if not record.is_over and not has_owner:
                 self._break("a session without an owner", f"{record.session_id} {record.state} of {record.owner}")
