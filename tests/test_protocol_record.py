@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.fleet_sessions import new_session
 from tests.model.stored import Redis
 from tests.model.switches import Switch
-from worker.fleet import handing_over, records
+from worker.fleet import record_moves as code
+from worker.fleet import records
 from worker.fleet.errors import FleetError
 from worker.fleet.redis_operations import connect, run
 from worker.fleet.session import Reason, Session, State
@@ -52,7 +53,7 @@ class Both:
         self.model = Redis(lambda: 1000.0, has=lambda part: isinstance(part, Switch))
         self.session = new_session()
         self.turns = 0
-        run(client, records.create(self.session, lifetime=60))
+        run(client, code.create(self.session, lifetime=60))
         self.model.create(self.session)
 
     @property
@@ -88,20 +89,29 @@ class Both:
         text = f"turn {self.turns}"
         claimed: dict[str, Any] = {"epoch": told.epoch, "owner": standby}
         ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            "claim": (real(records.claim, key, **claimed, lifetime=60), lambda: model.claim(key, **claimed)),
-            "move": (real(records.move, key, target, **moved, lifetime=60), lambda: model.move(key, target, **moved)),
-            "recover": (real(records.recover, told, **RECOVER, lifetime=60), lambda: model.recover(told, **RECOVER)),
-            "end": (real(records.end, told, Reason.LEFT), lambda: model.end(told, Reason.LEFT)),
-            "leave": (real(records.leave, key, command_id="1", lifetime=60), lambda: model.leave(key, command_id="1")),
-            "offer": (real(handing_over.offer, told), lambda: model.offer(told)),
+            "claim": (real(code.claim, key, **claimed, lifetime=60), lambda: model.claim(key, **claimed)),
+            "move": (
+                real(code.move, key, target, **moved, lifetime=60),
+                lambda: model.move(key, target, **moved),
+            ),
+            "recover": (
+                real(code.recover, told, **RECOVER, lifetime=60),
+                lambda: model.recover(told, **RECOVER),
+            ),
+            "end": (real(code.end, told, Reason.LEFT), lambda: model.end(told, Reason.LEFT)),
+            "leave": (
+                real(code.leave, key, command_id="1", lifetime=60),
+                lambda: model.leave(key, command_id="1"),
+            ),
+            "offer": (real(code.offer, told), lambda: model.offer(told)),
             "stand_by": (
-                real(handing_over.stand_by, key, offered=offered, worker_id=standby),
+                real(code.stand_by, key, offered=offered, worker_id=standby),
                 lambda: model.stand_by(key, offered=offered, worker_id=standby),
             ),
-            "ready": (real(handing_over.ready, successor, lifetime=60), lambda: model.ready(successor)),
-            "give": (real(handing_over.give, told, **given, lifetime=60), lambda: model.give(told, **given)),
+            "ready": (real(code.ready, successor, lifetime=60), lambda: model.ready(successor)),
+            "give": (real(code.give, told, **given, lifetime=60), lambda: model.give(told, **given)),
             "step_back": (
-                real(handing_over.step_back, key, offered=offered, worker_id=standby),
+                real(code.step_back, key, offered=offered, worker_id=standby),
                 lambda: model.step_back(key, offered=offered, worker_id=standby),
             ),
             "append": (
@@ -109,7 +119,7 @@ class Both:
                 lambda: model.append_turn(told, text=text, role="user"),
             ),
             "ask": (
-                real(handing_over.ask, key, to="", command_id="1", lifetime=60),
+                real(code.ask, key, to="", command_id="1", lifetime=60),
                 lambda: model.ask(key, to="", command_id="1"),
             ),
         }
@@ -125,13 +135,13 @@ def _outcome(move: Callable[[], object]) -> str:
         answer = move()
     except FleetError as refusal:
         return type(refusal).__name__
-    if isinstance(answer, records.LeaveAnswer):
+    if isinstance(answer, code.LeaveAnswer):
         return answer.outcome
     return answer if isinstance(answer, str) and not answer[0].isdigit() else "done"
 
 
 @settings(
-    max_examples=150,
+    max_examples=80,
     deadline=None,
     derandomize=True,
     database=None,

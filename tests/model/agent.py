@@ -15,13 +15,13 @@ from tests.model.room import Room
 from tests.model.steps import models
 from tests.model.stored import Message, Turn
 from tests.model.switches import Switch
-from worker.call import service
 from worker.call.baton import Baton
 from worker.call.dead_man import DeadMan
 from worker.call.ending import Ending
 from worker.call.fences import Fences
-from worker.call.handing_over import READY_WITHIN, TAKEN_UP_WITHIN, Messages, Wish
+from worker.call.handing_over import Messages, Wish
 from worker.call.presence import Presence
+from worker.call.service import _END_RETRY, _FLUSH_LIMIT
 from worker.fleet import handing_over
 from worker.fleet.errors import (
     FleetError,
@@ -33,6 +33,7 @@ from worker.fleet.errors import (
 )
 from worker.fleet.publishing import RECOVERY_QUEUE, worker_queue
 from worker.fleet.session import Reason, Session, State
+from worker.fleet.times import LEFT, LINGER, READY_WITHIN, STAMP, TAKEN_UP_WITHIN
 
 if TYPE_CHECKING:
     from tests.model.fleet import Slot, Worker
@@ -317,13 +318,13 @@ class Agent(Process):
     def _leave(self, session: Session) -> Program:
         yield from self._settle(session)
         if self.ending.handed_over:
-            yield sleep(service._LINGER)
+            yield sleep(LINGER)
         if not self.ending.superseded:
             yield from self._move(session, State.ENDING, stamp="ending_at")
         if self.room is not None:
             self.room.disconnect()
         self.alarm_at = float("inf")
-        yield Until(lambda: not self._waiting, service._FLUSH_LIMIT)
+        yield Until(lambda: not self._waiting, _FLUSH_LIMIT)
 
     @models("worker.call.service:_Service._record_end")
     def _record_end(self, session: Session) -> Program:
@@ -358,7 +359,7 @@ class Agent(Process):
             if self._emptied != self.worker.emptied and self.baton.is_held:
                 self._emptied = self.worker.emptied
                 yield from self._register_again(session)
-            yield sleep(service._STAMP)
+            yield sleep(STAMP)
 
     @models("worker.call.service:_Service._register_again")
     def _register_again(self, session: Session) -> Program:
@@ -392,7 +393,7 @@ class Agent(Process):
     def _stamp(self) -> Program:
         while True:
             self.slot.stamp()
-            yield sleep(service._STAMP)
+            yield sleep(STAMP)
 
     @models("worker.call.service:_Service._insist")
     def _insist(self, step: Ask) -> Program:
@@ -401,7 +402,7 @@ class Agent(Process):
                 return (yield step)
             except StateUnavailable:
                 self.slot.stamp()
-                yield sleep(service._END_RETRY)
+                yield sleep(_END_RETRY)
 
     def _once(self, step: Ask) -> Program:
         return (yield step)
@@ -585,7 +586,7 @@ class Agent(Process):
 
     @models("worker.call.service:_clear_up", "worker.call.fences:Fences.remove_older")
     def _clear_up(self, fences: Fences) -> Program:
-        yield sleep(service._LEFT)
+        yield sleep(LEFT)
         if self.world.has(Switch.REMOVE_FIRST):
             yield from self._do(fences.remove_older())
 

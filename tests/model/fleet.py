@@ -12,7 +12,6 @@ from tests.model.processes import Ask, Machine, Process, Program, Status, Until,
 from tests.model.steps import models
 from tests.model.stored import Message
 from tests.model.switches import Fix, Switch
-from worker.fleet import recovery
 from worker.fleet.errors import (
     FleetError,
     FleetFull,
@@ -23,12 +22,23 @@ from worker.fleet.errors import (
     SessionNotFound,
     StateUnavailable,
 )
-from worker.fleet.joining import _ABANDONED
-from worker.fleet.keeper import HUNG
+from worker.fleet.joining import ABANDONED
 from worker.fleet.publishing import RECOVERY_QUEUE, SESSIONS_QUEUE, worker_queue
-from worker.fleet.reaper import LEAVING, UNCLAIMED, UNPUBLISHED, UNRECORDED, Lasting, Observation
+from worker.fleet.reaper import Lasting, Observation
+from worker.fleet.recovery import MOST_IN_A_ROW
 from worker.fleet.session import Reason, Session, State
-from worker.fleet.workers import BEAT, LEASE, WorkerStatus
+from worker.fleet.times import (
+    BEAT,
+    HUNG,
+    LEASE,
+    LEAVING,
+    SETTLED,
+    UNCLAIMED,
+    UNOWNED,
+    UNPUBLISHED,
+    UNRECORDED,
+)
+from worker.fleet.workers import WorkerStatus
 
 if TYPE_CHECKING:
     from tests.model.processes import Task
@@ -274,9 +284,9 @@ class Keeper(Process):
             recovering: Session = yield ask(
                 "recover",
                 session=session,
-                most=recovery.MOST_IN_A_ROW,
-                settled=recovery.SETTLED,
-                patience=recovery.PATIENCE,
+                most=MOST_IN_A_ROW,
+                settled=SETTLED,
+                patience=UNOWNED,
             )
         except RecoveriesExhausted:
             yield from self._end_session(session, Reason.WORKER_LOST)
@@ -409,7 +419,7 @@ class Api(Process):
             yield from self._take_back(session_id, room)
             raise FleetNotReady()
         session = self.world.new_session(session_id, room)
-        if self.world.now - started > _ABANDONED:
+        if self.world.now - started > ABANDONED:
             raise StateUnavailable()
         try:
             yield from self._insist(ask("create", session=session))

@@ -19,11 +19,9 @@ from worker.fleet.errors import (
     StaleEpoch,
 )
 from worker.fleet.handing_over import Command
-from worker.fleet.session import Reason, Session, State, states_before
-from worker.fleet.workers import LEADER_LOCK, LEASE, Fleet, WorkerStatus
-
-#: Sessions that `leave` ends at once, because nobody owns them.
-_OWNERLESS = {State.QUEUED: Reason.CANCELLED, State.RECOVERING: Reason.LEFT, State.CHAT: Reason.LEFT}
+from worker.fleet.session import LEFT_UNOWNED, PASSED_IN, Reason, Session, State, states_before
+from worker.fleet.times import LEADER_LOCK, LEASE
+from worker.fleet.workers import Fleet, WorkerStatus
 
 
 @dataclass(frozen=True)
@@ -92,9 +90,9 @@ class Redis:
         self._has = has
         self._on_write = on_write
 
-    # --- the record: worker/fleet/records.py ---
+    # --- the record: worker/fleet/record_moves.py and records.py ---
 
-    @models("worker.fleet.records:create")
+    @models("worker.fleet.record_moves:create")
     def create(self, session: Session) -> bool:
         """False when it exists."""
         if session.session_id in self.tables.sessions:
@@ -108,7 +106,7 @@ class Redis:
         stored = self.tables.sessions.get(session_id)
         return stored.record if stored else None
 
-    @models("worker.fleet.records:move")
+    @models("worker.fleet.record_moves:move")
     def move(
         self,
         session_id: str,
@@ -128,13 +126,13 @@ class Redis:
         changed: dict[str, Any] = {"state": target, stamp: self._clock(), **(fields or {})}
         return self._write(replace(record, **changed), by=by)
 
-    @models("worker.fleet.records:claim")
+    @models("worker.fleet.record_moves:claim")
     def claim(self, session_id: str, *, epoch: int, owner: str, by: str = "") -> Session:
         """Make `owner` the owner of a session that waits for one."""
         fields = {"owner": owner}
         return self.move(session_id, State.CONNECTING, epoch=epoch, owner="", stamp="claimed_at", fields=fields, by=by)
 
-    @models("worker.fleet.records:recover")
+    @models("worker.fleet.record_moves:recover")
     def recover(self, session: Session, *, most: int, settled: float, patience: float) -> Session:
         """Take the session from its lost owner, beyond every epoch that was offered."""
         record, now = self._record(session.session_id), self._clock()
@@ -159,7 +157,7 @@ class Redis:
             )
         )
 
-    @models("worker.fleet.records:end")
+    @models("worker.fleet.record_moves:end")
     def end(self, session: Session, reason: Reason, *, by: str = "") -> Session:
         """Record the end as this owner, or as reaper of that very owner."""
         return self.move(
@@ -179,13 +177,13 @@ class Redis:
         if record and (record.epoch, record.owner) == (epoch, "") and record.published_at is None:
             self._write(replace(record, published_at=self._clock()))
 
-    @models("worker.fleet.records:leave")
+    @models("worker.fleet.record_moves:leave")
     def leave(self, session_id: str, *, command_id: str) -> str:
         """End a session without an owner, or ask the owner of a running one to leave; which of both."""
         record = self._record(session_id)
         if record.is_over:
             return "over"
-        reason = _OWNERLESS.get(record.state)
+        reason = LEFT_UNOWNED.get(record.state)
         if reason is not None:
             self._write(replace(record, state=State.ENDED, reason=reason, ended_at=self._clock()))
             return "cancelled"
@@ -216,19 +214,19 @@ class Redis:
         stored = self.tables.sessions.get(session_id)
         return stored.commands[cursor:] if stored else ()
 
-    # --- a hand-over: worker/fleet/handing_over.py ---
+    # --- a hand-over: worker/fleet/record_moves.py ---
 
-    @models("worker.fleet.handing_over:ask")
+    @models("worker.fleet.record_moves:ask")
     def ask(self, session_id: str, *, to: str, command_id: str) -> Session:
         """Ask the owner of a live session to hand it over."""
         record = self._record(session_id)
-        if record.state is not State.LIVE:
+        if record.state not in PASSED_IN:
             raise HandOverImpossible(record.state)
         command = {"kind": Command.HAND_OVER, "id": command_id, "epoch": str(record.epoch), "to": to}
         self._say(session_id, command)
         return record
 
-    @models("worker.fleet.handing_over:offer")
+    @models("worker.fleet.record_moves:offer")
     def offer(self, session: Session, *, by: str = "") -> Session:
         """Offer the next epoch; offers before it are void."""
         record = self._record(session.session_id)
@@ -237,7 +235,7 @@ class Redis:
         offered = max(record.offered_epoch, session.epoch) + 1
         return self._write(replace(record, offered_epoch=offered, standby=""), by=by)
 
-    @models("worker.fleet.handing_over:stand_by")
+    @models("worker.fleet.record_moves:stand_by")
     def stand_by(self, session_id: str, *, offered: int, worker_id: str) -> Session:
         """Be the one who goes on in the offered epoch."""
         record = self._record(session_id)
@@ -246,7 +244,7 @@ class Redis:
         self._refuse_unless_live(record)
         return self._write(replace(record, standby=worker_id))
 
-    @models("worker.fleet.handing_over:ready")
+    @models("worker.fleet.record_moves:ready")
     def ready(self, successor: Session) -> Session:
         """Tell the owner that the successor hears the caller."""
         record = self._record(successor.session_id)
@@ -255,7 +253,7 @@ class Redis:
         self._say(successor.session_id, {"kind": Command.READY, "epoch": str(successor.epoch)})
         return record
 
-    @models("worker.fleet.handing_over:step_back")
+    @models("worker.fleet.record_moves:step_back")
     def step_back(self, session_id: str, *, offered: int, worker_id: str) -> Session:
         """Stand by no longer; the answer tells whether the baton was passed before."""
         record = self._record(session_id)
@@ -263,7 +261,7 @@ class Redis:
             record = self._write(replace(record, offered_epoch=offered + 1, standby=""))
         return record
 
-    @models("worker.fleet.handing_over:give")
+    @models("worker.fleet.record_moves:give")
     def give(self, session: Session, *, offered: int, is_open: bool, by: str = "") -> Session:
         """Pass the session to whoever stands by; may be repeated."""
         record = self._record(session.session_id)
@@ -393,7 +391,7 @@ class Redis:
             raise StaleEpoch()
 
     def _refuse_unless_live(self, record: Session) -> None:
-        if record.state is not State.LIVE:
+        if record.state not in PASSED_IN:
             raise IllegalMove(record.state)
 
     def _forget_expired(self) -> None:

@@ -20,7 +20,7 @@ from tests.model.switches import Fix, Switch
 from worker.fleet.errors import FleetError, StateUnavailable
 from worker.fleet.session import Session, State, states_before
 from worker.fleet.settings import FleetSettings
-from worker.fleet.workers import LEASE, WITNESS
+from worker.fleet.times import LEASE, WITNESS
 
 #: Rounds of steps in one tick at most.
 _ROUNDS = 60
