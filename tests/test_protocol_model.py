@@ -7,12 +7,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from local.paths import ROOT
 from tests.model.flaws import FLAWS, Flaw
 from tests.model.machine import FleetMachine
 from tests.model.schedules import SCHEDULES, Schedule, begin_call, open_fleet
 from tests.model.steps import STEPS, code_of
 from tests.model.switches import FENCES, RULES, Fix, Switch
 from tests.model.world import Broken, World
+from worker.fleet import times
 
 #: Shrinking takes minutes; the long form does it.
 LOOKING = (Phase.explicit, Phase.reuse, Phase.generate)
@@ -109,9 +111,10 @@ def test_whatever_happens_nothing_breaks_with_all_fences() -> None:
     explore(examples=50, steps=30)
 
 
-def test_without_the_fences_a_broken_invariant_is_found() -> None:
-    with pytest.raises(Broken):
-        explore(off=FENCES, examples=100, steps=30)
+@pytest.mark.parametrize("kept", [None, Switch.EPOCH_CHECKS], ids=["none of them", "only epoch checks"])
+def test_without_the_fences_two_agents_are_found_in_a_room(kept: Switch | None) -> None:
+    with pytest.raises(Broken, match="two agents heard in one room"):
+        explore(off={*FENCES} - {kept}, examples=100, steps=30)
 
 
 @pytest.mark.slow
@@ -138,3 +141,16 @@ def test_hand_overs_lose_no_turn_wherever_they_fall() -> None:
             fleet.settle()
             record = fleet.redis.read(agent.session_id)
             assert record is not None and record.epoch == 2
+
+
+def test_the_page_on_the_protocol_tells_what_the_model_shows() -> None:
+    page = (ROOT / "docs" / "protocol.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
+    for schedule in SCHEDULES:
+        [row] = [cells for cells in rows if cells[0] == schedule.needs]
+        assert row[2:] == [schedule.name, ", ".join(schedule.masks)]
+        assert f"*{schedule.breaks}*" in " ".join(page.split())
+    for flaw in FLAWS:
+        assert [flaw.name, flaw.breaks, flaw.fix or ""] in rows
+    for name, seconds in [cells[:2] for cells in rows if cells[0][:1] == "`"]:
+        assert getattr(times, name.strip("`")) == float(seconds)
