@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from local.paths import ROOT
-from tests.model.flaws import FLAWS, Flaw
+from tests.model.flaws import FLAWS, Flaw, a_repeated_message_cannot_be_claimed_for_lack_of_an_answer
 from tests.model.machine import FleetMachine
 from tests.model.schedules import SCHEDULES, Schedule, begin_call, open_fleet
 from tests.model.steps import STEPS, code_of
@@ -83,6 +83,11 @@ def test_a_known_flaw_is_closed_by_its_fix(flaw: Flaw) -> None:
     assert flaw.fix is not None
     with world(fixes=[flaw.fix]) as fleet:
         flaw.play(fleet)
+
+
+def test_a_repeated_message_that_cannot_be_claimed_ends_no_call() -> None:
+    with world() as fleet:
+        a_repeated_message_cannot_be_claimed_for_lack_of_an_answer(fleet)
 
 
 def explore(*, off: Collection[Switch] = (), examples: int, steps: int, phases: Collection[Phase] = LOOKING) -> None:

@@ -28,7 +28,21 @@ Move = tuple[str, int, int, str, Any]
 
 moves = st.tuples(
     st.sampled_from(
-        ["claim", "move", "recover", "end", "leave", "offer", "stand_by", "ready", "give", "step_back", "append", "ask"]
+        [
+            "claim",
+            "move",
+            "recover",
+            "end",
+            "leave",
+            "offer",
+            "stand_by",
+            "ready",
+            "give",
+            "take_back",
+            "step_back",
+            "append",
+            "ask",
+        ]
     ),
     # Epochs and offers near the record's own, which shift by these.
     st.sampled_from([0, 0, 0, 0, -1, 1]),
@@ -110,6 +124,10 @@ class Both:
             ),
             "ready": (real(code.ready, successor, lifetime=60), lambda: model.ready(successor)),
             "give": (real(code.give, told, **given, lifetime=60), lambda: model.give(told, **given)),
+            "take_back": (
+                real(code.take_back, told, offered=offered),
+                lambda: model.take_back(told, offered=offered),
+            ),
             "step_back": (
                 real(code.step_back, key, offered=offered, worker_id=standby),
                 lambda: model.step_back(key, offered=offered, worker_id=standby),

@@ -95,7 +95,6 @@ def redis_is_emptied_between_two_steps_of_a_join(world: World) -> None:
     world.settle()
 
 
-@breaks("a healthy call that is ended by a keeper", fix=Fix.HELD_BY_ANOTHER)
 def a_repeated_message_cannot_be_claimed_for_lack_of_an_answer(world: World) -> None:
     """A second process of the worker that has the call takes the same message; its claim gets no answer, and the keeper
     takes what it leaves behind for the call itself.

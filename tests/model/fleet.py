@@ -23,8 +23,8 @@ from worker.fleet.errors import (
     StateUnavailable,
 )
 from worker.fleet.joining import ABANDONED
+from worker.fleet.lasting import Lasting, Observation
 from worker.fleet.publishing import RECOVERY_QUEUE, SESSIONS_QUEUE, worker_queue
-from worker.fleet.reaper import Lasting, Observation
 from worker.fleet.recovery import MOST_IN_A_ROW
 from worker.fleet.session import Reason, Session, State
 from worker.fleet.times import (
@@ -35,6 +35,8 @@ from worker.fleet.times import (
     SETTLED,
     UNCLAIMED,
     UNOWNED,
+    UNOWNED_SEEN,
+    UNOWNED_UNSEEN,
     UNPUBLISHED,
     UNRECORDED,
 )
@@ -187,19 +189,17 @@ class Keeper(Process):
 
     @models("worker.fleet.keeper:Keeper._end_lost")
     def _end_lost(self) -> Program:
-        while self._lost:
+        for lost in [each for each in self._lost if not self._is_held(each.session_id, each.epoch)]:
             try:
-                yield from self._end(self._lost[0])
+                yield from self._end(lost)
             except StateUnavailable:
                 return
-            self._lost.pop(0)
+            self._lost.remove(lost)
 
     @models("worker.fleet.keeper:Keeper._end")
     def _end(self, lost: Holding) -> Program:
         session: Session | None = yield from self._read_lost(lost)
         if session is None or session.is_over:
-            return
-        if self.world.has(Fix.HELD_BY_ANOTHER) and self._is_held(lost.session_id, lost.epoch):
             return
         if (session.owner, session.epoch) == (self.worker.worker_id, lost.epoch):
             if lost.agent is None:
@@ -225,7 +225,7 @@ class Keeper(Process):
     def _renew(self) -> Program:
         sent_at = self.world.now
         try:
-            is_new = yield ask("renew", status=self.worker.status_told)
+            is_new = (yield ask("renew", status=self.worker.status_told)).is_new
         except StateUnavailable:
             self._lose_sight()
             return
@@ -263,6 +263,7 @@ class Keeper(Process):
         except StateUnavailable:
             return
 
+    @models("worker.fleet.keeper:Children.running")
     def _is_held(self, session_id: str, epoch: int) -> bool:
         holdings = [slot.holding for slot in self.worker.slots if slot.holding and slot.holding.agent]
         return any((holding.session_id, holding.epoch) == (session_id, epoch) for holding in holdings)
@@ -369,11 +370,20 @@ class Keeper(Process):
         if session.owner not in alive or lasting >= LEAVING:
             yield ask("release", room=session.room, session_id=session.session_id)
 
-    @models("worker.fleet.reaper:Reaper._judge_unclaimed")
+    @models(
+        "worker.fleet.reaper:Reaper._judge_unclaimed",
+        "worker.fleet.reaper:Reaper._is_given_up",
+        "worker.fleet.reaper:Reaper._publish_again",
+    )
     def _judge_unclaimed(self, session: Session) -> Program:
-        if self.world.now > session.join_deadline:
-            is_recovering = session.state is State.RECOVERING
-            yield from self._end_session(session, Reason.WORKER_LOST if is_recovering else Reason.JOIN_EXPIRED)
+        seen = self._lasting.seconds(f"waiting {session.session_id} {session.epoch}")
+        late = self.world.now - session.join_deadline
+        is_given_up = late > UNOWNED_UNSEEN or (late > 0 and seen >= UNOWNED_SEEN)
+        if session.state is State.QUEUED and late > 0:
+            yield from self._end_session(session, Reason.JOIN_EXPIRED)
+            return
+        if session.state is State.RECOVERING and is_given_up:
+            yield from self._end_session(session, Reason.WORKER_LOST)
             return
         waiting = f"unclaimed {session.session_id} {session.epoch}"
         patience = UNPUBLISHED if session.published_at is None else UNCLAIMED

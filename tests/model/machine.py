@@ -24,6 +24,7 @@ LATE = (
     "offer",
     "ready",
     "give",
+    "take_back",
     "step_back",
     "recover",
     "renew",

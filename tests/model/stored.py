@@ -21,7 +21,7 @@ from worker.fleet.errors import (
 from worker.fleet.handing_over import Command
 from worker.fleet.session import LEFT_UNOWNED, PASSED_IN, Reason, Session, State, states_before
 from worker.fleet.times import LEADER_LOCK, LEASE
-from worker.fleet.workers import Fleet, WorkerStatus
+from worker.fleet.workers import Fleet, Renewal, WorkerStatus
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Redis:
         return self.move(session_id, State.CONNECTING, epoch=epoch, owner="", stamp="claimed_at", fields=fields, by=by)
 
     @models("worker.fleet.record_moves:recover")
-    def recover(self, session: Session, *, most: int, settled: float, patience: float) -> Session:
+    def recover(self, session: Session, *, most: int, settled: float, patience: float, by: str = "") -> Session:
         """Take the session from its lost owner, beyond every epoch that was offered."""
         record, now = self._record(session.session_id), self._clock()
         self._refuse_stale((record.epoch, record.owner), (session.epoch, session.owner), always=True)
@@ -154,7 +154,8 @@ class Redis:
                 recovering_at=now,
                 join_deadline=now + patience,
                 published_at=None,
-            )
+            ),
+            by=by,
         )
 
     @models("worker.fleet.record_moves:end")
@@ -276,15 +277,25 @@ class Redis:
         self._say(session.session_id, {"kind": Command.PASSED, "epoch": str(offered), "open": str(int(is_open))})
         return passed
 
+    @models("worker.fleet.record_moves:take_back")
+    def take_back(self, session: Session, *, offered: int, by: str = "") -> Session:
+        """Keep a session of which it is not known whether it was passed: the one move that lowers an epoch."""
+        record = self._record(session.session_id)
+        if (record.epoch, record.offered_epoch) != (offered, offered):
+            self._refuse_stale((record.epoch, record.owner), (session.epoch, session.owner))
+        self._refuse_unless_live(record)
+        fields: dict[str, Any] = {"epoch": session.epoch, "owner": session.owner, "standby": ""}
+        return self._write(replace(record, **fields, offered_epoch=max(record.offered_epoch, offered + 1)), by=by)
+
     # --- workers: worker/fleet/workers.py ---
 
     @models("worker.fleet.workers:renew")
-    def renew(self, status: WorkerStatus) -> bool:
-        """Extend the worker's lease; True when it was not known."""
+    def renew(self, status: WorkerStatus) -> Renewal:
+        """Extend the worker's lease."""
         is_new = status.worker_id not in self.tables.leases
         self.tables.leases[status.worker_id] = self._clock() + LEASE
         self.tables.status[status.worker_id] = status
-        return is_new
+        return Renewal(is_new=is_new, is_to_drain=False)
 
     @models("worker.fleet.workers:lead")
     def lead(self, worker_id: str) -> bool:

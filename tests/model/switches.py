@@ -46,5 +46,3 @@ class Fix(StrEnum):
     KNOWN_TURNS = "every stored turn is known"
     #: A join whose admission was answered looks once more whether joins are open.
     READY_AGAIN = "ready is read again"
-    #: A keeper leaves a session alone that another process of its worker holds in the same epoch.
-    HELD_BY_ANOTHER = "held by another process"

@@ -437,14 +437,15 @@ class World:
         assert before is not None
         if after.state is not before.state and before.state not in states_before(after.state):
             self._break("an illegal move", f"{before.state} to {after.state} by {by}")
-        if after.epoch < before.epoch:
+        is_taken_back = after.epoch < before.epoch == after.offered_epoch - 1
+        if after.epoch < before.epoch and not is_taken_back:
             self._break("an epoch that goes back", by)
         if after.epoch > before.epoch and not by and before.owner:
             self._check_recovery(before)
         if after.is_over and not by and before.owner:
             self._check_end(before)
         if by:
-            self._check_writer(by, before)
+            self._check_writer(by, after if is_taken_back else before)
             self._check_turns(before.session_id)
 
     def _check_writer(self, by: str, record: Session) -> None:
