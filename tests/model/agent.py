@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from livekit import rtc
 
-from tests.model.processes import Ask, Process, Program, Task, Until, ask, sleep
-from tests.model.room import Participant, Room
+from tests.model.processes import Ask, Process, Program, Status, Task, Until, ask, sleep
+from tests.model.room import Room
 from tests.model.steps import models
 from tests.model.stored import Message, Turn
 from tests.model.switches import Switch
-from worker.call import service
+from worker.call.agreeing import Verdict
 from worker.call.baton import Baton
 from worker.call.dead_man import DeadMan
 from worker.call.ending import Ending
 from worker.call.fences import Fences
-from worker.call.handing_over import READY_WITHIN, TAKEN_UP_WITHIN, Messages, Wish
+from worker.call.handing_over import Messages, Wish
+from worker.call.own_record import _TAKEN_BACK_WITHIN
 from worker.call.presence import Presence
+from worker.call.talking import _FLUSH_LIMIT
 from worker.fleet import handing_over
 from worker.fleet.errors import (
     FleetError,
@@ -32,12 +34,20 @@ from worker.fleet.errors import (
     StateUnavailable,
 )
 from worker.fleet.publishing import RECOVERY_QUEUE, worker_queue
+from worker.fleet.recovery import MOST_IN_A_ROW
 from worker.fleet.session import Reason, Session, State
+from worker.fleet.times import LEFT, LINGER, READY_WITHIN, SETTLED, STAMP, TAKEN_UP_WITHIN, UNOWNED
 
 if TYPE_CHECKING:
     from tests.model.fleet import Slot, Worker
 
 _RETRY = 0.5
+#: Seconds the question for a baton in doubt takes.
+_ASKED = 1.0
+
+
+class _NotTakenError(FleetError):
+    """Nobody will answer in the offered epoch, whether or not the record says that it was passed."""
 
 
 class Child:
@@ -86,7 +96,7 @@ class Agent(Process):
 
     def __init__(self, worker: "Worker", slot: "Slot", session_id: str, epoch: int) -> None:
         self.worker = worker
-        number = worker.world.count_agents()
+        number = worker.world.count(self)
         super().__init__(f"agent {session_id} {epoch} of {worker.name} ({number})", worker.world, worker.machine)
         self.session_id, self.epoch = session_id, epoch
         self.slot = slot
@@ -106,7 +116,8 @@ class Agent(Process):
         self._record: Session | None = None
         self._waiting: deque[tuple[str, str]] = deque()
         self._is_recorded = False
-        self._has_stepped_back = False
+        self._has_stepped_back = self._has_stood_by = False
+        self._doubt: Ask | None = None
         self._is_caught_up = False
         self._cursor = 0
         self._attempts = 0
@@ -124,7 +135,7 @@ class Agent(Process):
     @property
     def is_running(self) -> bool:
         """Whether the operating system lets it run."""
-        return self.status.name == "RUNNING"
+        return self.status is Status.RUNNING
 
     @property
     def hears(self) -> bool:
@@ -139,6 +150,7 @@ class Agent(Process):
     def crash(self) -> None:
         """Die at once, and leave a ghost in the room."""
         super().crash()
+        self.world.living = [agent for agent in self.world.living if agent is not self]
         for work in self._beside:
             work.close()
         self.worker.agent_is_gone(self)
@@ -164,7 +176,7 @@ class Agent(Process):
         self.slot.clear()
         self._exit()
 
-    @models("worker.call.service:_Service._claim")
+    @models("worker.call.claiming:Claiming.claim")
     def _claim(self) -> Program:
         try:
             session: Session = yield self._write("claim", session_id=self.session_id, epoch=self.epoch, owner=self._me)
@@ -177,15 +189,14 @@ class Agent(Process):
         yield from self._record_end(session)
         return None
 
-    @models("worker.call.service:_Service._stand_by")
+    @models("worker.call.claiming:Claiming._stand_by")
     def _stand_by(self) -> Program:
         try:
-            session: Session = yield ask(
-                "stand_by", session_id=self.session_id, offered=self.epoch, worker_id=self._me
-            )
+            session: Session = yield ask("stand_by", session_id=self.session_id, offered=self.epoch, worker_id=self._me)
         except (MoveRefused, SessionNotFound):
             return None
         self.baton = Baton(is_held=False, clock=self.world.moment)
+        self._has_stood_by = True
         return replace(session, epoch=self.epoch, owner=self._me, standby="")
 
     @models("worker.call.service:_Service._serve")
@@ -199,7 +210,7 @@ class Agent(Process):
         yield from self._leave(session)
         yield from self._record_end(session)
 
-    @models("worker.call.service:_Service._talk", "worker.call.room:connect", "worker.call.service:_enter")
+    @models("worker.call.service:_Service._talk", "worker.call.room:connect", "worker.call.talking:_enter")
     def _talk(self, session: Session) -> Program:
         room = self.room = Room(session.agent_identity, session.room, self.world.rooms)
         room.has_link = self.machine.has_rooms
@@ -235,7 +246,7 @@ class Agent(Process):
         yield Until(lambda: self.ending.is_decided)
 
     @models(
-        "worker.call.service:_Service._raise_fences",
+        "worker.call.building:_raise_fences",
         "worker.call.dead_man:DeadMan.keep",
         "worker.call.fences:Fences._participant_connected",
         "worker.call.fences:Fences._reconnecting",
@@ -281,7 +292,7 @@ class Agent(Process):
             yield sleep(self.world.tick)
         dead_man.stand_down()
 
-    @models("worker.call.service:_Service._load", "worker.conversation.continuing:Conversation.load")
+    @models("worker.call.talking:load", "worker.conversation.continuing:Conversation.load")
     def _load(self, session: Session) -> Program:
         while not self.ending.is_decided:
             try:
@@ -290,7 +301,7 @@ class Agent(Process):
                 yield sleep(_RETRY)
         return ()
 
-    @models("worker.call.service:_Service._move")
+    @models("worker.call.own_record:OwnRecord.move")
     def _move(self, session: Session, target: State, *, stamp: str, patient: bool = False) -> Program:
         fields = {"reason": self.ending.reason} if self.ending.reason else {}
         move = self._write(
@@ -309,29 +320,37 @@ class Agent(Process):
         except MoveRefused:
             self.ending.supersede()
 
-    @models("worker.call.service:_Service._went_live")
+    @models("worker.call.building:_went_live")
     def _went_live(self, session: Session) -> Program:
         stamp = "first_audio_at" if session.first_audio_at is None else "recovered_at"
         yield from self._move(session, State.LIVE, stamp=stamp, patient=True)
 
-    @models("worker.call.service:_Service._leave", "worker.call.lifecycle:Call.close")
+    @models("worker.call.talking:_leave", "worker.call.lifecycle:Call.close")
     def _leave(self, session: Session) -> Program:
         yield from self._settle(session)
+        if not self.baton.is_held:
+            self.baton.lose()
         if self.ending.handed_over:
-            yield sleep(service._LINGER)
-        if not self.ending.superseded:
+            yield sleep(LINGER)
+        if not (self.ending.superseded or self._goes_on):
             yield from self._move(session, State.ENDING, stamp="ending_at")
         if self.room is not None:
             self.room.disconnect()
         self.alarm_at = float("inf")
-        yield Until(lambda: not self._waiting, service._FLUSH_LIMIT)
+        yield Until(lambda: not self._waiting, _FLUSH_LIMIT)
 
-    @models("worker.call.service:_Service._record_end")
+    @models("worker.call.own_record:OwnRecord.end")
     def _record_end(self, session: Session) -> Program:
+        if not self._is_recorded and self.ending.renounced:
+            self._is_recorded = True
+            yield from self._see_taken_back(session)
         yield from self._settle(session)
         if self._is_recorded or self.ending.superseded:
             return
         self._is_recorded = True
+        if self._goes_on:
+            yield from self._leave_to_the_next(session)
+            return
         reason = self.ending.reason or Reason.INTERNAL_ERROR
         try:
             yield from self._insist(self._write("end", session=session, reason=reason))
@@ -341,9 +360,10 @@ class Agent(Process):
             pass
         yield from self._insist(ask("release", room=session.room, session_id=session.session_id))
 
-    @models("worker.call.service:_Service._settle")
+    @models("worker.call.own_record:OwnRecord.settle")
     def _settle(self, session: Session) -> Program:
-        if self.baton.is_held or self.baton.is_given or self._has_stepped_back:
+        yield from self._be_sure()
+        if self.baton.is_held or self.baton.is_given or self._has_stepped_back or self.ending.renounced:
             return
         self._has_stepped_back = True
         step = ask("step_back", session_id=session.session_id, offered=session.epoch, worker_id=session.owner)
@@ -353,15 +373,15 @@ class Agent(Process):
         except SessionNotFound:
             self.ending.superseded = True
 
-    @models("worker.call.service:_Service._stay_registered")
+    @models("worker.call.own_record:OwnRecord.stay_registered")
     def _stay_registered(self, session: Session) -> Program:
         while not self.ending.is_decided:
             if self._emptied != self.worker.emptied and self.baton.is_held:
                 self._emptied = self.worker.emptied
                 yield from self._register_again(session)
-            yield sleep(service._STAMP)
+            yield sleep(STAMP)
 
-    @models("worker.call.service:_Service._register_again")
+    @models("worker.call.own_record:OwnRecord._register_again")
     def _register_again(self, session: Session) -> Program:
         hold = self.world.session_hold
         admit = ask("admit", room=session.room, session_id=session.session_id, hold=hold, limit=1000)
@@ -375,7 +395,7 @@ class Agent(Process):
             registered = replace(registered, first_audio_at=self.world.now)
         yield from self._insist(ask("create", session=registered))
 
-    @models("worker.call.service:_Service._obey", "worker.call.commands:commands")
+    @models("worker.call.obeying:obey", "worker.call.commands:commands")
     def _obey(self, session: Session) -> Program:
         cursor = 0
         while not self.ending.is_decided:
@@ -393,16 +413,16 @@ class Agent(Process):
     def _stamp(self) -> Program:
         while True:
             self.slot.stamp()
-            yield sleep(service._STAMP)
+            yield sleep(STAMP)
 
-    @models("worker.call.service:_Service._insist")
+    @models("worker.call.own_record:OwnRecord.insist")
     def _insist(self, step: Ask) -> Program:
         while True:
             try:
                 return (yield step)
             except StateUnavailable:
                 self.slot.stamp()
-                yield sleep(service._END_RETRY)
+                yield sleep(_RETRY)
 
     def _once(self, step: Ask) -> Program:
         return (yield step)
@@ -430,7 +450,7 @@ class Agent(Process):
     @models("worker.conversation.transcript:Transcript.write", "worker.conversation.transcript:Transcript.add")
     def _transcript(self, session: Session) -> Program:
         while True:
-            yield Until(lambda: bool(self._waiting))
+            yield Until(lambda: bool(self._waiting) and self._doubt is None)
             text, role = self._waiting[0]
             try:
                 yield self._write("append_turn", session=session, text=text, role=role)
@@ -446,12 +466,12 @@ class Agent(Process):
     @models("worker.call.handing_over:Giver.run")
     def _giver(self, session: Session, fences: Fences) -> Program:
         while not self.ending.is_decided:
-            yield Until(lambda: self.wish._wanted.is_set())
+            yield Until(self.wish._wanted.is_set)
             try:
                 yield from self._attempt(session, fences)
             except StateUnavailable:
                 pass
-            except (MoveRefused, SessionNotFound, HandOverImpossible):
+            except (MoveRefused, SessionNotFound, HandOverImpossible, _NotTakenError):
                 self.wish.give_up()
             if not self.ending.is_decided:
                 yield sleep(1.0)
@@ -470,7 +490,7 @@ class Agent(Process):
         message = Message(session.session_id, offered, self.world.now + self.world.join_ttl)
         yield ask("publish", message=message, queue=queue)
         if (yield from self._is_ready(session, offered, READY_WITHIN if is_shared else TAKEN_UP_WITHIN)):
-            yield from self._pass(session, offered)
+            yield from self._pass(session, fences, offered)
         elif not self.ending.is_decided:
             yield self._write("offer", session=session)
             raise HandOverImpossible("No successor came in time.")
@@ -493,8 +513,8 @@ class Agent(Process):
             raise HandOverImpossible("Nobody stands by any more.")
         return bool(record.standby)
 
-    @models("worker.call.handing_over:Giver._pass", "worker.call.handing_over:Giver._give")
-    def _pass(self, session: Session, offered: int) -> Program:
+    @models("worker.call.handing_over:Giver._pass")
+    def _pass(self, session: Session, fences: Fences, offered: int) -> Program:
         heard_since = self.baton.now()
         while not self._is_between_turns(heard_since):
             yield Until(lambda: self._is_between_turns(heard_since) or self.ending.is_decided, 1.0)
@@ -503,25 +523,104 @@ class Agent(Process):
             yield from self._require(session, offered)
         is_open = self.baton.is_open
         self.baton.give()
-        self.is_deaf = True
         try:
-            yield Until(lambda: not self._waiting, 1.0)
-            if self._waiting:
-                raise StateUnavailable()
-            yield from self._insist(self._write("give", session=session, offered=offered, is_open=is_open))
-        except (StateUnavailable, HandOverImpossible):
+            yield from self._give(session, fences, offered, is_open=is_open)
+        except (_NotTakenError, HandOverImpossible):
             self.baton.take_back()
-            self.is_deaf = False
+            yield from self._be_sure()
             raise
-        except (MoveRefused, SessionNotFound):
+        except MoveRefused:
             self.ending.supersede()
             raise
+        self.baton.lose()
+        self.is_deaf = True
         self.ending.hand_over()
 
-    def _is_between_turns(self, heard_since: float) -> bool:
-        return not self._is_answering and self.baton.is_between_turns(heard_since=heard_since)
+    @models("worker.call.handing_over:Giver._give")
+    def _give(self, session: Session, fences: Fences, offered: int, *, is_open: bool) -> Program:
+        while True:
+            try:
+                yield self._write("give", session=session, offered=offered, is_open=is_open)
+                return
+            except (StateUnavailable, SessionNotFound):
+                yield sleep(_ASKED)
+            verdict = self._ask_successor(session, offered)
+            if verdict is Verdict.TAKEN:
+                return
+            if verdict is not Verdict.UNKNOWN:
+                if verdict is Verdict.GONE:
+                    fences.refuse(offered)
+                self._doubt = self._write("take_back", session=session, offered=offered)
+                raise _NotTakenError()
+            yield sleep(self.world.tick)
 
-    @models("worker.call.service:_Service._take_over", "worker.call.lifecycle:Call.take_over")
+    @models("worker.call.agreeing:Agreement.ask", "worker.call.agreeing:Agreement._is_gone")
+    def _ask_successor(self, session: Session, epoch: int) -> Verdict:
+        room, identity = self.room, replace(session, epoch=epoch).agent_identity
+        assert room is not None
+        for agent in self.world.living:
+            is_there = agent.room is not None and agent.room.identity == identity and agent.room.is_reached
+            if is_there and agent.is_running and room.is_reached:
+                return agent.decide()
+        return Verdict.GONE if room.isconnected() and identity not in room.remote_participants else Verdict.UNKNOWN
+
+    @models("worker.call.handing_over:Successor.decide")
+    def decide(self) -> Verdict:
+        """What the owner may count on that does not know whether it has passed the baton."""
+        if self.baton.is_held:
+            return Verdict.TAKEN
+        if self.ending.is_decided:
+            return Verdict.RENOUNCED if self.ending.renounced else Verdict.UNKNOWN
+        self.ending.renounce()
+        return Verdict.RENOUNCED
+
+    @models("worker.call.own_record:OwnRecord.be_sure", "worker.call.own_record:OwnRecord.doubt")
+    def _be_sure(self) -> Program:
+        if self._doubt is None:
+            return
+        try:
+            yield from self._insist(self._doubt)
+        except SessionNotFound:
+            pass
+        except MoveRefused:
+            self.ending.supersede()
+            self.ending.superseded = True
+        self._doubt = None
+
+    @models("worker.call.own_record:OwnRecord._see_taken_back")
+    def _see_taken_back(self, session: Session) -> Program:
+        step = ask("step_back", session_id=session.session_id, offered=session.epoch, worker_id=session.owner)
+        until = float("inf")
+        try:
+            while handing_over.owns((yield from self._insist(step)), session):
+                until = min(until, self.world.now + _TAKEN_BACK_WITHIN)
+                if self.world.now > until:
+                    yield from self._leave_to_the_next(session)
+                    return
+                yield sleep(STAMP)
+        except SessionNotFound:
+            return
+
+    @models("worker.call.own_record:OwnRecord._leave_to_the_next")
+    def _leave_to_the_next(self, session: Session) -> Program:
+        step = ask("recover", session=session, most=MOST_IN_A_ROW, settled=SETTLED, patience=UNOWNED, by=self.name)
+        try:
+            recovering: Session = yield from self._insist(step)
+        except (MoveRefused, SessionNotFound):
+            # The reaper ends one that has lost too many owners.
+            return
+        message = Message(session.session_id, recovering.epoch, self.world.now + self.world.join_ttl)
+        yield from self._insist(ask("publish", message=message, queue=RECOVERY_QUEUE))
+
+    @property
+    def _goes_on(self) -> bool:
+        reason = self.ending.reason or Reason.INTERNAL_ERROR
+        return self._has_stood_by and self.baton.taken_at is not None and reason.final_state is State.FAILED
+
+    def _is_between_turns(self, heard_since: float) -> bool:
+        return not self._is_answering and not self._waiting and self.baton.is_between_turns(heard_since=heard_since)
+
+    @models("worker.call.talking:_Talk._take", "worker.call.lifecycle:Call.take_over")
     def _take_over(self, session: Session) -> Program:
         self.spawn(self._watch_offer(session), "Successor.watch")
         self.spawn(self._listen(session), "Successor.listen")
@@ -536,6 +635,8 @@ class Agent(Process):
         behind = yield from self._insist(ask("turns_after", session_id=session.session_id, cursor=self._cursor))
         self._note(behind)
         self._is_caught_up = True
+        if self.ending.is_decided:
+            return False
         self.baton.take(is_open=self.messages.is_open)
         self.is_talking = True
         if begun and begun[-1].role == "user" and not self.baton.is_open:
@@ -584,9 +685,9 @@ class Agent(Process):
             if turn.role == "user":
                 self.baton.owner_committed()
 
-    @models("worker.call.service:_clear_up", "worker.call.fences:Fences.remove_older")
+    @models("worker.call.talking:_clear_up", "worker.call.fences:Fences.remove_older")
     def _clear_up(self, fences: Fences) -> Program:
-        yield sleep(service._LEFT)
+        yield sleep(LEFT)
         if self.world.has(Switch.REMOVE_FIRST):
             yield from self._do(fences.remove_older())
 
@@ -622,6 +723,3 @@ class Agent(Process):
         """Something of the code's own that waits for nothing, as one step."""
         self.world.loop.run_until_complete(work)
         yield Until(lambda: True)
-
-
-__all__ = ["Agent", "Participant"]

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tests.model.agent import Agent
-from tests.model.processes import Machine, Process, Program, Status, Until, ask, sleep
+from tests.model.processes import Ask, Machine, Process, Program, Status, Until, ask, sleep
 from tests.model.steps import models
 from tests.model.stored import Message
-from tests.model.switches import Switch
-from worker.fleet import recovery
+from tests.model.switches import Fix, Switch
 from worker.fleet.errors import (
     FleetError,
     FleetFull,
@@ -23,12 +22,25 @@ from worker.fleet.errors import (
     SessionNotFound,
     StateUnavailable,
 )
-from worker.fleet.joining import _ABANDONED
-from worker.fleet.keeper import HUNG
+from worker.fleet.joining import ABANDONED
+from worker.fleet.lasting import Lasting, Observation
 from worker.fleet.publishing import RECOVERY_QUEUE, SESSIONS_QUEUE, worker_queue
-from worker.fleet.reaper import LEAVING, UNCLAIMED, UNPUBLISHED, UNRECORDED, Lasting, Observation
+from worker.fleet.recovery import MOST_IN_A_ROW
 from worker.fleet.session import Reason, Session, State
-from worker.fleet.workers import BEAT, LEASE, WorkerStatus
+from worker.fleet.times import (
+    BEAT,
+    HUNG,
+    LEASE,
+    LEAVING,
+    SETTLED,
+    UNCLAIMED,
+    UNOWNED,
+    UNOWNED_SEEN,
+    UNOWNED_UNSEEN,
+    UNPUBLISHED,
+    UNRECORDED,
+)
+from worker.fleet.workers import WorkerStatus
 
 if TYPE_CHECKING:
     from tests.model.processes import Task
@@ -144,6 +156,7 @@ class Keeper(Process):
         self.worker = worker
         self._observation = Observation(clock=lambda: self.world.now)
         self._lasting = Lasting(clock=lambda: self.world.now)
+        self._own = Lasting(clock=lambda: self.world.now)
         self._lost: list[Holding] = []
         self._last_look = self._looking_since = self.world.now
         self._closed_since: float | None = None
@@ -153,6 +166,7 @@ class Keeper(Process):
             ("_lead", self._lead, BEAT),
             ("_watch", self._watch, self.world.tick),
             ("_end_lost", self._end_lost, self.world.tick),
+            ("look for its own", self._look_for_own, BEAT),
         ):
             self.spawn(_every(self.world, seconds, duty), name)
 
@@ -175,12 +189,12 @@ class Keeper(Process):
 
     @models("worker.fleet.keeper:Keeper._end_lost")
     def _end_lost(self) -> Program:
-        while self._lost:
+        for lost in [each for each in self._lost if not self._is_held(each.session_id, each.epoch)]:
             try:
-                yield from self._end(self._lost[0])
+                yield from self._end(lost)
             except StateUnavailable:
                 return
-            self._lost.pop(0)
+            self._lost.remove(lost)
 
     @models("worker.fleet.keeper:Keeper._end")
     def _end(self, lost: Holding) -> Program:
@@ -211,7 +225,7 @@ class Keeper(Process):
     def _renew(self) -> Program:
         sent_at = self.world.now
         try:
-            is_new = yield ask("renew", status=self.worker.status_told)
+            is_new = (yield ask("renew", status=self.worker.status_told)).is_new
         except StateUnavailable:
             self._lose_sight()
             return
@@ -233,6 +247,27 @@ class Keeper(Process):
         except StateUnavailable:
             self._lose_sight()
 
+    def _look_for_own(self) -> Program:
+        """What `Fix.LOOK_FOR_OWN` proposes."""
+        if not self.world.has(Fix.LOOK_FOR_OWN):
+            yield Until(lambda: False)
+        try:
+            for session_id in sorted((yield ask("recent"))):
+                session: Session | None = yield ask("read", session_id=session_id)
+                if session is None or session.is_over or session.owner != self.worker.worker_id:
+                    continue
+                is_held = self._is_held(session_id, session.epoch)
+                if not is_held and self._own.seconds(f"{session_id} {session.epoch}") >= HUNG:
+                    yield from self._recover(session)
+            self._own.next_round()
+        except StateUnavailable:
+            return
+
+    @models("worker.fleet.keeper:Children.running")
+    def _is_held(self, session_id: str, epoch: int) -> bool:
+        holdings = [slot.holding for slot in self.worker.slots if slot.holding and slot.holding.agent]
+        return any((holding.session_id, holding.epoch) == (session_id, epoch) for holding in holdings)
+
     @models("worker.fleet.keeper:Keeper._lose_sight")
     def _lose_sight(self) -> None:
         self._observation.broke()
@@ -250,9 +285,9 @@ class Keeper(Process):
             recovering: Session = yield ask(
                 "recover",
                 session=session,
-                most=recovery.MOST_IN_A_ROW,
-                settled=recovery.SETTLED,
-                patience=recovery.PATIENCE,
+                most=MOST_IN_A_ROW,
+                settled=SETTLED,
+                patience=UNOWNED,
             )
         except RecoveriesExhausted:
             yield from self._end_session(session, Reason.WORKER_LOST)
@@ -335,11 +370,20 @@ class Keeper(Process):
         if session.owner not in alive or lasting >= LEAVING:
             yield ask("release", room=session.room, session_id=session.session_id)
 
-    @models("worker.fleet.reaper:Reaper._judge_unclaimed")
+    @models(
+        "worker.fleet.reaper:Reaper._judge_unclaimed",
+        "worker.fleet.reaper:Reaper._is_given_up",
+        "worker.fleet.reaper:Reaper._publish_again",
+    )
     def _judge_unclaimed(self, session: Session) -> Program:
-        if self.world.now > session.join_deadline:
-            is_recovering = session.state is State.RECOVERING
-            yield from self._end_session(session, Reason.WORKER_LOST if is_recovering else Reason.JOIN_EXPIRED)
+        seen = self._lasting.seconds(f"waiting {session.session_id} {session.epoch}")
+        late = self.world.now - session.join_deadline
+        is_given_up = late > UNOWNED_UNSEEN or (late > 0 and seen >= UNOWNED_SEEN)
+        if session.state is State.QUEUED and late > 0:
+            yield from self._end_session(session, Reason.JOIN_EXPIRED)
+            return
+        if session.state is State.RECOVERING and is_given_up:
+            yield from self._end_session(session, Reason.WORKER_LOST)
             return
         waiting = f"unclaimed {session.session_id} {session.epoch}"
         patience = UNPUBLISHED if session.published_at is None else UNCLAIMED
@@ -371,8 +415,8 @@ class Api(Process):
         if not fleet.ready:
             raise FleetNotReady()
         try:
-            admitted = yield ask(
-                "admit", room=room, session_id=session_id, hold=self.world.join_ttl, limit=fleet.slots * 2
+            admitted = yield from self._insist(
+                ask("admit", room=room, session_id=session_id, hold=self.world.join_ttl, limit=fleet.slots * 2)
             )
         except StateUnavailable:
             yield from self._take_back(session_id, room)
@@ -381,11 +425,14 @@ class Api(Process):
             raise FleetFull()
         if admitted == "room_taken":
             raise RoomChanging()
+        if self.world.has(Fix.READY_AGAIN) and not (yield ask("fleet")).ready:
+            yield from self._take_back(session_id, room)
+            raise FleetNotReady()
         session = self.world.new_session(session_id, room)
-        if self.world.now - started > _ABANDONED:
+        if self.world.now - started > ABANDONED:
             raise StateUnavailable()
         try:
-            yield ask("create", session=session)
+            yield from self._insist(ask("create", session=session))
         except StateUnavailable:
             yield from self._take_back(session_id, room)
             raise
@@ -396,6 +443,13 @@ class Api(Process):
             yield ask("stamp_published", session_id=session_id, epoch=1)
         except StateUnavailable:
             return
+
+    @models("worker.fleet.joining:Join._insist")
+    def _insist(self, step: Ask) -> Program:
+        try:
+            return (yield step)
+        except StateUnavailable:
+            return (yield step)
 
     @models("worker.fleet.joining:Join._take_back")
     def _take_back(self, session_id: str, room: str) -> Program:

@@ -10,13 +10,28 @@ from tests.model.agent import Agent
 from tests.model.fleet import Worker
 from tests.model.processes import Status
 from tests.model.schedules import open_fleet
-from tests.model.switches import Switch
+from tests.model.switches import Fix, Switch
 from tests.model.world import World
 from worker.fleet.session import State
+from worker.fleet.times import LEASE
 
 #: Steps of Redis that may come late, or whose answer may get lost.
-LATE = ("append_turn", "move", "end", "offer", "ready", "give", "step_back", "recover", "renew", "release", "confirm")
-LOST = (*LATE, "claim", "stand_by", "create", "admit", "publish", "read", "lead")
+LATE = (
+    "claim",
+    "append_turn",
+    "move",
+    "end",
+    "offer",
+    "ready",
+    "give",
+    "take_back",
+    "step_back",
+    "recover",
+    "renew",
+    "release",
+    "confirm",
+)
+LOST = (*LATE, "stand_by", "create", "admit", "publish", "read", "lead")
 ROOMS = ("room", "another room")
 
 Thing = TypeVar("Thing")
@@ -24,13 +39,18 @@ which = st.integers(min_value=0, max_value=7)
 
 
 class FleetMachine(RuleBasedStateMachine):
-    """A fleet of two workers, or three, and callers in two rooms; `off` is what is switched off."""
+    """A fleet of two workers, or three, and callers in two rooms; `off` is what is switched off.
+
+    It runs with the fixes: without them it finds what they are for.
+    """
 
     off: ClassVar[frozenset[Switch]] = frozenset()
+    fixes: ClassVar[frozenset[Fix]] = frozenset(Fix)
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(off=self.off)
+        self.world = World(off=self.off, fixes=self.fixes)
+        self.emptied_at = float("-inf")
 
     @initialize()
     def begin(self) -> None:
@@ -135,6 +155,15 @@ class FleetMachine(RuleBasedStateMachine):
         """SIGSTOP to all of a worker's processes."""
         self._one(self._workers, number, self.world.stop_machine)
 
+    @rule(number=which, seconds=st.sampled_from([1.5, 3.0, 8.0, 12.0]), slow=st.booleans())
+    def stand_still(self, number: int, seconds: float, slow: bool) -> None:
+        """A machine stands still for a while; keepers may be slow to remove the ghosts of it."""
+        for worker in self._some(self._serving, number):
+            self.world.ghosts_stay = 30.0 if slow else 0.0
+            self.world.stop_machine(worker)
+            self.world.run(seconds)
+            self.world.resume_machine(worker)
+
     @rule()
     def resume(self) -> None:
         """SIGCONT to whatever is stopped."""
@@ -142,6 +171,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     # --- what befalls links, Redis and LiveKit ---
 
+    @precondition(lambda self: self.world.now - self.emptied_at > 2 * LEASE)
     @rule(number=which)
     def cut_redis(self, number: int) -> None:
         """A machine is cut off from Redis."""
@@ -150,9 +180,20 @@ class FleetMachine(RuleBasedStateMachine):
     @rule(number=which, is_noticed=st.booleans())
     def cut_rooms(self, number: int, is_noticed: bool) -> None:
         """A machine is cut off from LiveKit."""
-        self._one(
-            self._workers, number, lambda worker: self.world.cut_rooms(worker.machine, is_noticed=is_noticed)
-        )
+        self._one(self._workers, number, lambda worker: self.world.cut_rooms(worker.machine, is_noticed=is_noticed))
+
+    @precondition(lambda self: self.world.now - self.emptied_at > 2 * LEASE)
+    @rule(number=which, seconds=st.sampled_from([1.5, 3.0, 8.0, 12.0]), only_rooms=st.booleans())
+    def partition(self, number: int, seconds: float, only_rooms: bool) -> None:
+        """A machine is cut off from everything for a while, perhaps from Redis for longer."""
+        for worker in self._some(self._serving, number):
+            self.world.cut_redis(worker.machine)
+            self.world.run(1)
+            self.world.cut_rooms(worker.machine)
+            self.world.run(seconds)
+            mend = self.world.mend_rooms if only_rooms else self.world.mend
+            mend(worker.machine)
+            self.world.run(1)
 
     @rule(number=which, only_rooms=st.booleans())
     def mend(self, number: int, only_rooms: bool) -> None:
@@ -174,6 +215,7 @@ class FleetMachine(RuleBasedStateMachine):
     @rule()
     def empty_redis(self) -> None:
         """Redis loses its data."""
+        self.emptied_at = self.world.now
         self.world.empty_redis()
 
     @rule()
@@ -220,6 +262,10 @@ class FleetMachine(RuleBasedStateMachine):
     @property
     def _workers(self) -> list[Worker]:
         return [worker for worker in self.world.workers if worker.status is not Status.DEAD]
+
+    @property
+    def _serving(self) -> list[Worker]:
+        return [worker for worker in self._workers if worker.agents]
 
     @property
     def _agents(self) -> list[Agent]:

@@ -87,7 +87,12 @@ class Room:
     @property
     def is_heard(self) -> bool:
         """Whether its sound gets to the others."""
-        return self.has_link and self._server.has(self) and not self.is_muted
+        return self.is_reached and not self.is_muted
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether what it sends gets to the others, and theirs to it."""
+        return self.has_link and self._server.has(self)
 
     def note(self, event: str, *arguments: Any) -> None:
         """Something happened; the event loop learns of it when it runs and the news gets through."""

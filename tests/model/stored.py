@@ -10,21 +10,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.model.steps import models
-from tests.model.switches import Switch
+from tests.model.switches import Fix, Switch
 from worker.fleet.errors import (
     HandOverImpossible,
     IllegalMove,
-    MoveRefused,
     RecoveriesExhausted,
     SessionNotFound,
     StaleEpoch,
 )
 from worker.fleet.handing_over import Command
-from worker.fleet.session import Reason, Session, State, states_before
-from worker.fleet.workers import LEADER_LOCK, LEASE, Fleet, WorkerStatus
-
-#: Sessions that `leave` ends at once, because nobody owns them.
-_OWNERLESS = {State.QUEUED: Reason.CANCELLED, State.RECOVERING: Reason.LEFT, State.CHAT: Reason.LEFT}
+from worker.fleet.session import LEFT_UNOWNED, PASSED_IN, Reason, Session, State, states_before
+from worker.fleet.times import LEADER_LOCK, LEASE
+from worker.fleet.workers import Fleet, Renewal, WorkerStatus
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ class Redis:
         self,
         clock: Callable[[], float],
         *,
-        has: Callable[[Switch], bool],
+        has: Callable[[Switch | Fix], bool],
         on_write: Callable[[str, Session | None, Session], None] = lambda by, before, after: None,
     ) -> None:
         self.tables = Tables()
@@ -93,9 +90,9 @@ class Redis:
         self._has = has
         self._on_write = on_write
 
-    # --- the record: worker/fleet/records.py ---
+    # --- the record: worker/fleet/record_moves.py and records.py ---
 
-    @models("worker.fleet.records:create")
+    @models("worker.fleet.record_moves:create")
     def create(self, session: Session) -> bool:
         """False when it exists."""
         if session.session_id in self.tables.sessions:
@@ -109,7 +106,7 @@ class Redis:
         stored = self.tables.sessions.get(session_id)
         return stored.record if stored else None
 
-    @models("worker.fleet.records:move")
+    @models("worker.fleet.record_moves:move")
     def move(
         self,
         session_id: str,
@@ -126,18 +123,17 @@ class Redis:
         self._refuse_stale((record.epoch, record.owner), (epoch, record.owner if owner is None else owner))
         if record.state not in states_before(target):
             raise IllegalMove(record.state)
-        return self._write(replace(record, state=target, **{stamp: self._clock()}, **(fields or {})), by=by)
+        changed: dict[str, Any] = {"state": target, stamp: self._clock(), **(fields or {})}
+        return self._write(replace(record, **changed), by=by)
 
-    @models("worker.fleet.records:claim")
+    @models("worker.fleet.record_moves:claim")
     def claim(self, session_id: str, *, epoch: int, owner: str, by: str = "") -> Session:
         """Make `owner` the owner of a session that waits for one."""
         fields = {"owner": owner}
-        return self.move(
-            session_id, State.CONNECTING, epoch=epoch, owner="", stamp="claimed_at", fields=fields, by=by
-        )
+        return self.move(session_id, State.CONNECTING, epoch=epoch, owner="", stamp="claimed_at", fields=fields, by=by)
 
-    @models("worker.fleet.records:recover")
-    def recover(self, session: Session, *, most: int, settled: float, patience: float) -> Session:
+    @models("worker.fleet.record_moves:recover")
+    def recover(self, session: Session, *, most: int, settled: float, patience: float, by: str = "") -> Session:
         """Take the session from its lost owner, beyond every epoch that was offered."""
         record, now = self._record(session.session_id), self._clock()
         self._refuse_stale((record.epoch, record.owner), (session.epoch, session.owner), always=True)
@@ -158,10 +154,11 @@ class Redis:
                 recovering_at=now,
                 join_deadline=now + patience,
                 published_at=None,
-            )
+            ),
+            by=by,
         )
 
-    @models("worker.fleet.records:end")
+    @models("worker.fleet.record_moves:end")
     def end(self, session: Session, reason: Reason, *, by: str = "") -> Session:
         """Record the end as this owner, or as reaper of that very owner."""
         return self.move(
@@ -181,13 +178,13 @@ class Redis:
         if record and (record.epoch, record.owner) == (epoch, "") and record.published_at is None:
             self._write(replace(record, published_at=self._clock()))
 
-    @models("worker.fleet.records:leave")
+    @models("worker.fleet.record_moves:leave")
     def leave(self, session_id: str, *, command_id: str) -> str:
         """End a session without an owner, or ask the owner of a running one to leave; which of both."""
         record = self._record(session_id)
         if record.is_over:
             return "over"
-        reason = _OWNERLESS.get(record.state)
+        reason = LEFT_UNOWNED.get(record.state)
         if reason is not None:
             self._write(replace(record, state=State.ENDED, reason=reason, ended_at=self._clock()))
             return "cancelled"
@@ -201,7 +198,8 @@ class Redis:
         self._refuse_stale((record.epoch, record.owner), (session.epoch, session.owner))
         stored = self.tables.sessions[session.session_id]
         turn = Turn(text, role, session.epoch, by)
-        if not stored.turns or stored.turns[-1] != turn:
+        known = stored.turns if self._has(Fix.KNOWN_TURNS) else stored.turns[-1:]
+        if turn not in known:
             self._put(replace(stored, turns=(*stored.turns, turn)))
             self._on_write(by, record, record)
         return len(self.turns_after(session.session_id, 0))
@@ -217,19 +215,19 @@ class Redis:
         stored = self.tables.sessions.get(session_id)
         return stored.commands[cursor:] if stored else ()
 
-    # --- a hand-over: worker/fleet/handing_over.py ---
+    # --- a hand-over: worker/fleet/record_moves.py ---
 
-    @models("worker.fleet.handing_over:ask")
+    @models("worker.fleet.record_moves:ask")
     def ask(self, session_id: str, *, to: str, command_id: str) -> Session:
         """Ask the owner of a live session to hand it over."""
         record = self._record(session_id)
-        if record.state is not State.LIVE:
+        if record.state not in PASSED_IN:
             raise HandOverImpossible(record.state)
         command = {"kind": Command.HAND_OVER, "id": command_id, "epoch": str(record.epoch), "to": to}
         self._say(session_id, command)
         return record
 
-    @models("worker.fleet.handing_over:offer")
+    @models("worker.fleet.record_moves:offer")
     def offer(self, session: Session, *, by: str = "") -> Session:
         """Offer the next epoch; offers before it are void."""
         record = self._record(session.session_id)
@@ -238,7 +236,7 @@ class Redis:
         offered = max(record.offered_epoch, session.epoch) + 1
         return self._write(replace(record, offered_epoch=offered, standby=""), by=by)
 
-    @models("worker.fleet.handing_over:stand_by")
+    @models("worker.fleet.record_moves:stand_by")
     def stand_by(self, session_id: str, *, offered: int, worker_id: str) -> Session:
         """Be the one who goes on in the offered epoch."""
         record = self._record(session_id)
@@ -247,7 +245,7 @@ class Redis:
         self._refuse_unless_live(record)
         return self._write(replace(record, standby=worker_id))
 
-    @models("worker.fleet.handing_over:ready")
+    @models("worker.fleet.record_moves:ready")
     def ready(self, successor: Session) -> Session:
         """Tell the owner that the successor hears the caller."""
         record = self._record(successor.session_id)
@@ -256,7 +254,7 @@ class Redis:
         self._say(successor.session_id, {"kind": Command.READY, "epoch": str(successor.epoch)})
         return record
 
-    @models("worker.fleet.handing_over:step_back")
+    @models("worker.fleet.record_moves:step_back")
     def step_back(self, session_id: str, *, offered: int, worker_id: str) -> Session:
         """Stand by no longer; the answer tells whether the baton was passed before."""
         record = self._record(session_id)
@@ -264,7 +262,7 @@ class Redis:
             record = self._write(replace(record, offered_epoch=offered + 1, standby=""))
         return record
 
-    @models("worker.fleet.handing_over:give")
+    @models("worker.fleet.record_moves:give")
     def give(self, session: Session, *, offered: int, is_open: bool, by: str = "") -> Session:
         """Pass the session to whoever stands by; may be repeated."""
         record = self._record(session.session_id)
@@ -276,20 +274,28 @@ class Redis:
             raise HandOverImpossible("Nobody stands by any more.")
         passed = replace(record, epoch=offered, owner=record.standby, standby="", claimed_at=self._clock())
         self._write(passed, by=by)
-        self._say(
-            session.session_id, {"kind": Command.PASSED, "epoch": str(offered), "open": str(int(is_open))}
-        )
+        self._say(session.session_id, {"kind": Command.PASSED, "epoch": str(offered), "open": str(int(is_open))})
         return passed
+
+    @models("worker.fleet.record_moves:take_back")
+    def take_back(self, session: Session, *, offered: int, by: str = "") -> Session:
+        """Keep a session of which it is not known whether it was passed: the one move that lowers an epoch."""
+        record = self._record(session.session_id)
+        if (record.epoch, record.offered_epoch) != (offered, offered):
+            self._refuse_stale((record.epoch, record.owner), (session.epoch, session.owner))
+        self._refuse_unless_live(record)
+        fields: dict[str, Any] = {"epoch": session.epoch, "owner": session.owner, "standby": ""}
+        return self._write(replace(record, **fields, offered_epoch=max(record.offered_epoch, offered + 1)), by=by)
 
     # --- workers: worker/fleet/workers.py ---
 
     @models("worker.fleet.workers:renew")
-    def renew(self, status: WorkerStatus) -> bool:
-        """Extend the worker's lease; True when it was not known."""
+    def renew(self, status: WorkerStatus) -> Renewal:
+        """Extend the worker's lease."""
         is_new = status.worker_id not in self.tables.leases
         self.tables.leases[status.worker_id] = self._clock() + LEASE
         self.tables.status[status.worker_id] = status
-        return is_new
+        return Renewal(is_new=is_new, is_to_drain=False)
 
     @models("worker.fleet.workers:lead")
     def lead(self, worker_id: str) -> bool:
@@ -396,7 +402,7 @@ class Redis:
             raise StaleEpoch()
 
     def _refuse_unless_live(self, record: Session) -> None:
-        if record.state is not State.LIVE:
+        if record.state not in PASSED_IN:
             raise IllegalMove(record.state)
 
     def _forget_expired(self) -> None:
@@ -416,6 +422,3 @@ class Redis:
     def _say(self, session_id: str, command: Mapping[str, str]) -> None:
         stored = self.tables.sessions[session_id]
         self._put(replace(stored, commands=(*stored.commands, command)))
-
-
-__all__ = ["Message", "MoveRefused", "Redis", "Stored", "Tables", "Turn"]

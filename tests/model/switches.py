@@ -35,3 +35,14 @@ FENCES = (
     Switch.MUTE_AND_CHECK,
 )
 RULES = (Switch.WITNESS, Switch.WHOLE_LEASE, Switch.READY_KEY, Switch.ROOM_LOCK)
+
+
+class Fix(StrEnum):
+    """What the code lacks, and the model can have: each closes a flaw that the model has shown."""
+
+    #: Each keeper looks for sessions that the record says are its worker's and that no process of it runs.
+    LOOK_FOR_OWN = "keeper looks for its own"
+    #: A turn is not stored again although others were stored after it.
+    KNOWN_TURNS = "every stored turn is known"
+    #: A join whose admission was answered looks once more whether joins are open.
+    READY_AGAIN = "ready is read again"

@@ -8,22 +8,24 @@ one that was stopped is audible before it hears of anything.
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.model.agent import Agent
 from tests.model.fleet import Api, Worker
-from tests.model.processes import Ask, HungUp, Machine, Process, Status, Until
+from tests.model.processes import Ask, HungUp, Machine, Process, Program, Status, Until, ask
 from tests.model.room import CALLER, GIVEN_UP, Room, RoomServer
-from tests.model.stored import Redis, Tables
-from tests.model.switches import Switch
-from worker.fleet.errors import StateUnavailable
+from tests.model.stored import Message, Redis, Tables
+from tests.model.switches import Fix, Switch
+from worker.fleet.errors import FleetError, StateUnavailable
 from worker.fleet.session import Session, State, states_before
 from worker.fleet.settings import FleetSettings
-from worker.fleet.workers import LEASE, WITNESS
+from worker.fleet.times import LEASE, WITNESS
 
 #: Rounds of steps in one tick at most.
 _ROUNDS = 60
+#: Steps that leave nothing behind which a fail-over could lose; leases are renewed each second.
+_NO_WRITES = ("read", "fleet", "holders", "recent", "turns_after", "commands_after", "renew", "lead", "take")
 
 
 class Broken(AssertionError):
@@ -39,12 +41,19 @@ class Late:
 
 
 class World:
-    """Everything, from an empty Redis; `off` names what is switched off."""
+    """Everything, from an empty Redis; `off` names what is switched off, `fixes` what the code lacks."""
 
     tick = 0.5
 
-    def __init__(self, *, off: Collection[Switch] = (), workers: int = 2, slots: int = 2) -> None:
-        self.off = frozenset(off)
+    def __init__(
+        self,
+        *,
+        off: Collection[Switch] = (),
+        fixes: Collection[Fix] = (),
+        workers: int = 2,
+        slots: int = 2,
+    ) -> None:
+        self.off, self.fixes = frozenset(off), frozenset(fixes)
         #: One event loop for what waits on the real `Baton`; it runs when the model says so.
         self.loop = asyncio.new_event_loop()
         self.now = 1000.0
@@ -52,7 +61,7 @@ class World:
         self.session_hold = 600.0
         #: Seconds a lost owner's agent stays in the room if only the keeper removes it.
         self.ghosts_stay = 0.0
-        self._moments = self._agents_made = self._sessions_made = self._turns_made = 0
+        self._moments = self._sessions_made = self._turns_made = 0
         self.redis = Redis(lambda: self.now, has=self.has, on_write=self._written)
         self.redis_is_up = True
         self.redis_went_down_at = float("-inf")
@@ -69,7 +78,9 @@ class World:
         self._writers: dict[tuple[str, int], str] = {}
         self._spoken: dict[str, list[str]] = {}
         self._cut_since: dict[Room, float] = {}
+        #: All agents there have been, and those whose process is not dead.
         self.agents: list[Agent] = []
+        self.living: list[Agent] = []
         self.api = Api(self)
         self.workers: list[Worker] = []
         for number in range(workers):
@@ -77,7 +88,7 @@ class World:
 
     def close(self) -> None:
         """Let go of the event loop."""
-        for agent in self.agents:
+        for agent in list(self.living):
             agent.crash()
         for task in asyncio.all_tasks(self.loop):
             task.cancel()
@@ -86,19 +97,20 @@ class World:
 
     # --- what the model's parts ask for ---
 
-    def has(self, switch: Switch) -> bool:
+    def has(self, part: Switch | Fix) -> bool:
         """Whether this part of the protocol is on."""
-        return switch not in self.off
+        return part in self.fixes if isinstance(part, Fix) else part not in self.off
 
     def moment(self) -> float:
         """Now, for a clock of which two readings are never the same."""
         self._moments += 1
         return self.now + self._moments * 1e-6
 
-    def count_agents(self) -> int:
-        """How many agents there have been, this one included."""
-        self._agents_made += 1
-        return self._agents_made
+    def count(self, agent: Agent) -> int:
+        """Note an agent; how many there have been, this one included."""
+        self.agents.append(agent)
+        self.living.append(agent)
+        return len(self.agents)
 
     def new_session(self, session_id: str, room: str) -> Session:
         """A session as `/join` makes it."""
@@ -130,17 +142,24 @@ class World:
             self._late_next[asked.step] -= 1
             self.late.append(Late(process, asked))
             raise StateUnavailable()
-        answer = self._apply(asked)
-        if self._answers_lost_next[asked.step]:
+        is_lost = bool(self._answers_lost_next[asked.step])
+        try:
+            answer = self._apply(asked)
+        except FleetError:
+            if not is_lost:
+                raise
+        if is_lost:
             self._answers_lost_next[asked.step] -= 1
             raise StateUnavailable()
         return answer
 
     def _apply(self, asked: Ask) -> Any:
+        if asked.step in _NO_WRITES:
+            return getattr(self.redis, asked.step)(**asked.given)
         before = self.redis.tables.snapshot()
         answer = getattr(self.redis, asked.step)(**asked.given)
-        if asked.step != "renew" and vars(before) != vars(self.redis.tables):
-            self._history = [*self._history[-3:], before]
+        if vars(before) != vars(self.redis.tables):
+            self._history = [*self._history[-7:], before]
         return answer
 
     # --- time ---
@@ -162,9 +181,10 @@ class World:
         has_moved = False
         for process in reversed(processes) if backwards else processes:
             for task in list(process.tasks):
-                has_moved |= process.advance(task)
-                self.tell()
-                self.check()
+                if process.advance(task):
+                    has_moved = True
+                    self.tell()
+                    self.check()
             process.tasks = [task for task in process.tasks if not task.is_over]
         return has_moved
 
@@ -174,19 +194,17 @@ class World:
         known: list[Process] = [self.api]
         for worker in self.workers:
             known += [worker, worker.keeper]
-        return [process for process in [*known, *self.agents] if process.status is not Status.DEAD]
+        return [process for process in [*known, *self.living] if process.status is not Status.DEAD]
 
     def tell(self) -> None:
         """Whoever runs hears of its room."""
-        for worker in self.workers:
-            self.agents += [agent for agent in worker.agents.values() if agent not in self.agents]
-        for agent in self.agents:
-            if agent.is_running and agent.room is not None:
+        for agent in self.living:
+            if agent.room is not None and agent.is_running:
                 agent.room.tell()
 
     def _ring(self) -> None:
-        for agent in self.agents:
-            if agent.alarm_at <= self.now and agent.status is not Status.DEAD:
+        for agent in list(self.living):
+            if agent.alarm_at <= self.now:
                 self.happened.append(f"{self.now} the dead-man timer kills {agent.name}")
                 self._check_alarm(agent)
                 agent.crash()
@@ -242,7 +260,7 @@ class World:
         return text
 
     def _hearing(self, room: str) -> list[Agent]:
-        return [agent for agent in self.agents if agent.hears and agent.room and agent.room.name == room]
+        return [agent for agent in self.living if agent.hears and agent.room and agent.room.name == room]
 
     def leave(self, session_id: str) -> None:
         """`/leave`."""
@@ -338,19 +356,22 @@ class World:
         """Redis loses its data, and every connection to it breaks."""
         self._does("Redis has lost its data")
         self.redis.tables = Tables()
+        self.late.clear()
         self._history.clear()
         self._writers.clear()
         self._spoken.clear()
         self._disconnected = set(self.processes)
 
-    def fail_over(self) -> None:
-        """Another server takes over, which the last write has not reached; every connection breaks."""
-        self._does("Redis fails over without its last write")
+    def fail_over(self, *, writes: int = 1) -> None:
+        """Another server takes over, which the last writes have not reached; every connection breaks.
+
+        Leases and leader are as they were: what is lost of them is written again within a beat.
+        """
+        self._does(f"Redis fails over without its last {writes} writes")
         self._has_failed_over = True
-        if self._history:
-            leases, status = self.redis.tables.leases, self.redis.tables.status
-            self.redis.tables = self._history.pop()
-            self.redis.tables.leases, self.redis.tables.status = leases, status
+        for _ in range(min(writes, len(self._history))):
+            kept = {name: getattr(self.redis.tables, name) for name in ("leases", "status", "leader", "ready")}
+            self.redis.tables = replace(self._history.pop(), **kept)
         self._disconnected = set(self.processes)
 
     def lose_message(self) -> None:
@@ -365,10 +386,7 @@ class World:
             self._does(f"the message of {session_id} comes again", disturbs=False)
             self.api.spawn(self._publish_again(record), "publish")
 
-    def _publish_again(self, record: Session) -> Any:
-        from tests.model.processes import ask
-        from tests.model.stored import Message
-
+    def _publish_again(self, record: Session) -> Program:
         try:
             message = Message(record.session_id, record.epoch, self.now + self.join_ttl)
             yield ask("publish", message=message, queue="recovery")
@@ -387,8 +405,6 @@ class World:
 
     def deliver(self) -> None:
         """What was late arrives."""
-        from worker.fleet.errors import FleetError
-
         late, self.late = self.late, []
         for each in late:
             self._does(f"the late {each.ask.step} of {each.process.name} arrives")
@@ -402,7 +418,7 @@ class World:
 
     def agents_heard(self, room: str | None = None) -> list[Agent]:
         """The agents that callers hear."""
-        heard = [agent for agent in self.agents if agent.is_audible]
+        heard = [agent for agent in self.living if agent.is_audible]
         return [agent for agent in heard if room is None or (agent.room and agent.room.name == room)]
 
     def check(self) -> None:
@@ -421,12 +437,15 @@ class World:
         assert before is not None
         if after.state is not before.state and before.state not in states_before(after.state):
             self._break("an illegal move", f"{before.state} to {after.state} by {by}")
-        if after.epoch < before.epoch:
+        is_taken_back = after.epoch < before.epoch == after.offered_epoch - 1
+        if after.epoch < before.epoch and not is_taken_back:
             self._break("an epoch that goes back", by)
         if after.epoch > before.epoch and not by and before.owner:
             self._check_recovery(before)
+        if after.is_over and not by and before.owner:
+            self._check_end(before)
         if by:
-            self._check_writer(by, before)
+            self._check_writer(by, after if is_taken_back else before)
             self._check_turns(before.session_id)
 
     def _check_writer(self, by: str, record: Session) -> None:
@@ -444,11 +463,21 @@ class World:
             self._break("a turn that is stored twice", ", ".join(twice))
 
     def _check_recovery(self, record: Session) -> None:
-        owner = next((each for each in self.workers if each.worker_id == record.owner), None)
-        agent = next((each for each in self.agents if (each.session_id, each.epoch) == (record.session_id, record.epoch)), None)
-        is_well = agent is not None and agent.is_running and not agent.ending.is_decided
-        if owner is not None and is_well and self._is_untroubled(owner.machine):
-            self._break("a healthy call that is taken from its owner", record.session_id)
+        agent = self._agent_of(record)
+        if agent and self._is_untroubled(agent.machine) and not self.late:
+            self._break("a healthy call that is taken from its owner", agent.name)
+
+    def _check_end(self, record: Session) -> None:
+        agent = self._agent_of(record)
+        if agent and agent.is_audible and self._is_untroubled(agent.machine):
+            self._break("a healthy call that is ended by a keeper", agent.name)
+
+    def _agent_of(self, record: Session) -> Agent | None:
+        """The running agent that serves the record's session in its epoch."""
+        told = (record.session_id, record.epoch, record.owner)
+        agents = [each for each in self.living if (each.session_id, each.epoch, each.worker.worker_id) == told]
+        serving = [each for each in agents if each.session and each.is_running and not each.ending.is_decided]
+        return serving[0] if serving else None
 
     def _check_alarm(self, agent: Agent) -> None:
         is_short = self.now - self.redis_went_down_at < WITNESS and not self.redis_is_up
@@ -457,7 +486,7 @@ class World:
 
     def _is_untroubled(self, machine: Machine) -> bool:
         is_long_ago = self.now - machine.troubled_at > 3 * LEASE
-        return is_long_ago and not self._has_failed_over and not self.late and machine.has_redis
+        return is_long_ago and not self._has_failed_over and machine.has_redis
 
     def settle(self, seconds: float = 60.0) -> None:
         """Mend everything, wait, and see that nothing is left over."""
@@ -479,7 +508,9 @@ class World:
     def _check_sessions(self) -> None:
         for stored in self.redis.tables.sessions.values():
             record = stored.record
-            mine = [agent for agent in self.agents if (agent.session_id, agent.epoch) == (record.session_id, record.epoch)]
+            mine = [
+                agent for agent in self.agents if (agent.session_id, agent.epoch) == (record.session_id, record.epoch)
+            ]
             has_owner = any(agent.is_running and agent.is_talking for agent in mine)
             if not record.is_over and not has_owner:
                 self._break("a session without an owner", f"{record.session_id} {record.state} of {record.owner}")
