@@ -17,12 +17,11 @@ from bench.ends import leave
 from bench.hand_overs import hand_overs
 from bench.marked_call import MarkedCall, WordCount, caller_token, marked_call
 from bench.report import Figure, Report
+from bench.service import AgentService, RequestRefused
 from bench.verdicts import times, verdict
 from local.caller import Caller
 from local.parts import AGENT_SERVICE, LIVEKIT, PROVIDERS, REDIS, WORKER, StackOptions
 from local.stack import Stack
-from muster.client import MusterClient
-from muster.errors import RequestRefused
 from worker.fleet.redis_operations import connect
 
 #: Seconds from SIGTERM, or from the first quiet moment after it, until the worker has exited.
@@ -115,7 +114,7 @@ class Drains:
         self.outcome = Outcome()
         self._stack = stack
         self._state = state
-        self._client = MusterClient(agent_service=stack.urls[AGENT_SERVICE])
+        self._client = AgentService(stack.urls[AGENT_SERVICE])
         self._random = random.Random(seed)
         self._moments = itertools.cycle(Moment)
 

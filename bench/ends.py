@@ -3,14 +3,14 @@
 import asyncio
 import time
 
-from muster.client import MusterClient
+from bench.service import AgentService
 
 #: Seconds it may take, and between two looks.
 _OVER_WITHIN = 15.0
 _POLL = 0.1
 
 
-async def leave(client: MusterClient, session_id: str) -> None:
+async def leave(client: AgentService, session_id: str) -> None:
     """Ask the agent to leave and wait until the session is over; raises `TimeoutError`."""
     await asyncio.to_thread(client.leave, session_id)
     deadline = time.monotonic() + _OVER_WITHIN

@@ -13,6 +13,7 @@ from datetime import timedelta
 import numpy as np
 from livekit import api
 
+from bench.service import AgentService, Turn
 from local.audio import FRAME_SAMPLES, SAMPLE_RATE, Samples
 from local.caller import Caller, HeardTrack
 from local.caller_voice import CallerVoice
@@ -20,7 +21,6 @@ from local.hearing import AUDIBLE_PEAK
 from local.marks import UTTERANCES, Mark, find_marks, full_scale, marks_in, marks_of
 from local.parts import AGENT_SERVICE, LIVEKIT, PROVIDERS
 from local.stack import Stack
-from muster.client import MusterClient, Turn
 
 IDENTITY = "caller"
 #: Seconds until the greeting must be heard, and until it must be over.
@@ -73,7 +73,7 @@ class MarkedCall:
     """A caller in a room with an agent; `said` grows with each utterance."""
 
     caller: Caller
-    client: MusterClient
+    client: AgentService
     voice: CallerVoice
     room: str
     session_id: str
@@ -137,11 +137,11 @@ class MarkedCall:
 
 @asynccontextmanager
 async def marked_call(
-    stack: Stack, *, client: MusterClient | None = None, room: str | None = None, identity: str = IDENTITY
+    stack: Stack, *, client: AgentService | None = None, room: str | None = None, identity: str = IDENTITY
 ) -> AsyncIterator[MarkedCall]:
     """A caller who has been greeted, in a stack whose providers are marked; hangs up at the end."""
     room = room or f"marked-{uuid.uuid4().hex[:10]}"
-    client = client or MusterClient(agent_service=stack.urls[AGENT_SERVICE])
+    client = client or AgentService(stack.urls[AGENT_SERVICE])
     voice = CallerVoice(providers=stack.urls[PROVIDERS])
     async with Caller(url=stack.urls[LIVEKIT], token=caller_token(stack.settings, room, identity)) as caller:
         joined_at = time.time()

@@ -10,12 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from bench.marked_call import Said, count_words
+from bench.service import Turn
 from local.audio import SAMPLE_RATE
 from local.link import Link
 from local.marks import UTTERANCES, WORDS, Mark, find_marks, full_scale, mark_speech, marks_in, marks_of
 from local.paths import ROOT
 from local.ports import HOST, PortPicker
-from muster.client import Turn
 from tests.recorded_speech import recorded_pieces
 
 RATE = SAMPLE_RATE
