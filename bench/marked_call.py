@@ -82,11 +82,17 @@ class MarkedCall:
 
     async def say(self, count: int) -> Said:
         """Speak an utterance of `count` words; returns when its last sample is sent."""
+        return await self.speak(count, await self.prepare(count))
+
+    async def prepare(self, count: int) -> Samples:
+        """The next utterance as sound, for who must know when it begins."""
+        return await asyncio.to_thread(self.voice.render, " ".join(map(str, marks_of(len(self.said), count))))
+
+    async def speak(self, count: int, line: Samples) -> Said:
+        """Speak what was prepared with this `count`, from this moment on."""
         number = len(self.said)
-        marks = marks_of(number, count)
-        line = await asyncio.to_thread(self.voice.render, " ".join(map(str, marks)))
         spoken = await self.caller.say(line)
-        self.said.append(Said(number, marks, spoken.started_at, spoken.ended_at))
+        self.said.append(Said(number, marks_of(number, count), spoken.started_at, spoken.ended_at))
         return self.said[-1]
 
     async def quiet(self, *, within: float = _LONGEST_ANSWER) -> float:
@@ -200,6 +206,12 @@ def answers(said: Sequence[Said], tracks: Iterable[HeardTrack]) -> list[Answer]:
                 found.append(Answer(number, at, track.identity))
             last = number
     return sorted(found, key=lambda answer: answer.at)
+
+
+def audible_seconds(tracks: Iterable[HeardTrack], *, since: float, identity: str) -> float:
+    """For how many seconds a participant was audible after that moment."""
+    frames = {frame for track in tracks if track.identity == identity for frame in _audible_frames(track)}
+    return sum(frame * FRAME_SAMPLES >= since * SAMPLE_RATE for frame in frames) * FRAME_SAMPLES / SAMPLE_RATE
 
 
 def overlap(tracks: Sequence[HeardTrack]) -> float:
