@@ -36,6 +36,8 @@ _WORDS = 5
 #: Seconds after the end of words, and after the beginning of an answer, in which a kill falls.
 _THINKING = (0.02, 0.9)
 _SPEAKING = (0.1, 1.5)
+#: Seconds of silence before which no turn is over, unless the settings say otherwise.
+_ENDPOINTING = 0.6
 #: Seconds after the first word, of which there are five of 0.3 s.
 _UTTERANCE = (0.2, 1.3)
 #: Seconds: what issue and design ask for.
@@ -193,14 +195,21 @@ def _verdicts(calls: Sequence[Killed], kills: Sequence[Kill], figures: dict[str,
 
 
 def _notes(calls: Sequence[Killed], seed: int) -> Iterator[str]:
-    spoken = [kill for call in calls for kill in call.kills if kill.phase is Phase.UTTERANCE]
-    lost = sum(kill.lost for kill in spoken)
-    yield f"killed while the caller was speaking (n = {len(spoken)}): {lost} of {_WORDS * len(spoken)} words lost."
+    kills = [kill for call in calls for kill in call.kills]
+    yield _lost([kill for kill in kills if kill.phase is Phase.UTTERANCE], f"killed while {Phase.UTTERANCE}")
+    thinking = [kill for kill in kills if kill.phase is Phase.THINKING]
+    for when, is_early in ((f"less than {_ENDPOINTING:g} s", True), ("later", False)):
+        some = [kill for kill in thinking if (kill.offset < _ENDPOINTING) is is_early]
+        yield _lost(some, f"killed while {Phase.THINKING}, {when} after the last word")
     yield f"{len(calls)} calls, seed {seed}: {word_totals([call.outcome for call in calls])}."
     for index, call in enumerate(calls):
         for kill in call.kills:
             if kill.lost or kill.silence is None or kill.silence > _WORST or not kill.is_answered:
                 yield _peculiar(index, kill)
+
+
+def _lost(kills: Sequence[Kill], when: str) -> str:
+    return f"{when} (n = {len(kills)}): {sum(kill.lost for kill in kills)} of {_WORDS * len(kills)} words lost."
 
 
 def _peculiar(call: int, kill: Kill) -> str:
