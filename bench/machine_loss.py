@@ -40,7 +40,7 @@ from local.stack import Stack
 from muster.errors import HandOverImpossible
 from worker.fleet import workers
 from worker.fleet.redis_operations import connect, run
-from worker.fleet.workers import LEASE
+from worker.fleet.times import LEASE
 
 _WORKERS = 2
 #: Seconds the machine stands still, and seconds the old agent is listened for afterwards.
