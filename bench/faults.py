@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import psutil
 
 from bench.marked_call import MarkedCall, WordCount, count_words
+from bench.verdicts import verdict
 from local.parts import AGENT_SERVICE, LIVEKIT, PROVIDERS, REDIS, WORKER, StackOptions
 from local.stack import Stack
 from muster.client import Session, Turn
@@ -125,6 +126,11 @@ def hold(calls: Iterable[Callable[[], Coroutine[Any, Any, Answer]]]) -> tuple[li
         except (TimeoutError, ConnectionError, MusterError) as error:
             broken.append(f"call {index} broke off: {type(error).__name__}: {error}")
     return found, broken
+
+
+def broken_off(broken: Sequence[str]) -> list[str]:
+    """Notes on calls that could not be held to their end."""
+    return [verdict(not broken, f"calls that broke off: {len(broken)}"), *broken]
 
 
 @dataclass(frozen=True)

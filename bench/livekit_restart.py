@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from bench.faults import Outcome, answers_again, ended, faulty_stack, hold, session_of, word_totals
+from bench.faults import Outcome, answers_again, broken_off, ended, faulty_stack, hold, session_of, word_totals
 from bench.marked_call import MarkedCall, marked_call
 from bench.report import Figure, Report
 from bench.verdicts import verdict
@@ -105,7 +105,7 @@ def _report(trials: Sequence[Trial], broken: Sequence[str]) -> Report:
     figures[f"LiveKit away for {_LATER:g} s: its kill to the session's end"] = Figure(
         [trial.over_after for trial in trials if trial.away == _LATER and trial.over_after is not None]
     )
-    return Report("A call whose LiveKit server is killed", figures, [*_verdicts(trials), *broken])
+    return Report("A call whose LiveKit server is killed", figures, [*_verdicts(trials), *broken_off(broken)])
 
 
 def _verdicts(trials: Sequence[Trial]) -> Iterator[str]:

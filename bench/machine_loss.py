@@ -20,6 +20,7 @@ from bench.faults import (
     Outcome,
     answers_again,
     audible_after,
+    broken_off,
     ended,
     faulty_stack,
     hold,
@@ -214,7 +215,7 @@ def _report(trials: Sequence[Trial], broken: Sequence[str], *, seed: int) -> Rep
             [trial.usable_after for trial in trials if trial.usable_after is not None]
         ),
     }
-    notes = [*_verdicts(trials), *_notes(trials, seed), *broken]
+    notes = [*_verdicts(trials), *_notes(trials, seed), *broken_off(broken)]
     return Report("A call whose worker's machine stops for 10 s", figures, notes)
 
 

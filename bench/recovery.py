@@ -14,6 +14,7 @@ from bench.faults import (
     Outcome,
     answers_again,
     audible_after,
+    broken_off,
     ended,
     faulty_stack,
     hold,
@@ -164,7 +165,7 @@ def _report(calls: Sequence[Killed], broken: Sequence[str], *, seed: int) -> Rep
     figures = {"Muster: kill -9 of a call's process to audible again": _silences(heard)} | {
         f"  while {phase}": _silences([kill for kill in heard if kill.phase is phase]) for phase in Phase
     }
-    notes = [*_verdicts(calls, kills, figures), *_notes(calls, seed), *broken]
+    notes = [*_verdicts(calls, kills, figures), *_notes(calls, seed), *broken_off(broken)]
     return Report("A call whose process is killed", figures, notes)
 
 

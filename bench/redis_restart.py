@@ -14,7 +14,7 @@ from pathlib import Path
 
 from livekit import api
 
-from bench.faults import Outcome, answers_again, ended, faulty_stack, hold, session_of, settle, word_totals
+from bench.faults import Outcome, answers_again, broken_off, ended, faulty_stack, hold, session_of, settle, word_totals
 from bench.marked_call import MarkedCall, marked_call
 from bench.report import Figure, Report
 from bench.verdicts import verdict
@@ -229,7 +229,7 @@ def _report(trials: Sequence[Trial], broken: Sequence[str]) -> Report:
             [answer.seconds for trial in some for answer in trial.refused]
         )
     notes = [note for outage in Outage for note in _judge(outage, [t for t in trials if t.outage is outage])]
-    return Report("Calls and joins while Redis is restarted", figures, [*notes, *broken])
+    return Report("Calls and joins while Redis is restarted", figures, [*notes, *broken_off(broken)])
 
 
 def _judge(outage: Outage, trials: Sequence[Trial]) -> Iterator[str]:
