@@ -12,7 +12,7 @@ from bench.endpointing import measure_endpointing
 from bench.graph import measure_graph
 from bench.join_storm import measure_join_storm
 from bench.joins import measure_joins
-from bench.livekit_restart import measure_livekit_restart
+from bench.livekit_restart import AWAY, measure_livekit_restart
 from bench.long_sessions import measure_long_sessions
 from bench.machine_loss import measure_machine_loss
 from bench.native.report import FAULTS, measure_native_faults
@@ -167,10 +167,11 @@ def redis_restart(count: int, output: Path | None) -> None:
 
 @main.command()
 @click.option("--count", default=3, show_default=True, help="How many kills for each time the server is away.")
+@click.option("--away", type=float, multiple=True, help="Only this many seconds; may be repeated.")
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
-def livekit_restart(count: int, output: Path | None) -> None:
+def livekit_restart(count: int, away: tuple[float, ...], output: Path | None) -> None:
     """LiveKit killed under a call: whether it goes on when the server is back soon, and how it ends otherwise."""
-    _show(measure_livekit_restart(count=count), output)
+    _show(measure_livekit_restart(count=count, away=away or AWAY), output)
 
 
 def _show(report: Report, output: Path | None) -> None:

@@ -16,9 +16,9 @@ from local.parts import LIVEKIT
 from local.stack import Stack
 from muster.errors import SessionNotFound
 
-#: Seconds the server is away: twice within the grace for lost callers, which is 20 s, and once for longer.
-_WITHIN = (5.0, 12.0)
-_LATER = 35.0
+#: Seconds the server is away: within the grace for lost callers, and for longer.
+AWAY = (5.0, 12.0, 18.0, 35.0)
+_GRACE = 20.0
 #: Seconds from the server's return until both are in the room again, and seconds they then have to hear each other.
 _REJOINED_WITHIN = 30.0
 _HEARING = 1.0
@@ -53,10 +53,10 @@ class Trial:
         return self.status == "live" and self.epoch == 1 and self.agents == 1 and self.is_answered
 
 
-def measure_livekit_restart(*, count: int) -> Report:
-    """`count` kills for each time that the server is away, one after the other on a stack of its own."""
+def measure_livekit_restart(*, count: int, away: Sequence[float] = AWAY) -> Report:
+    """`count` kills for each of the seconds that the server is `away`, one after the other on a stack of its own."""
     with faulty_stack(workers=1) as stack:
-        trials, broken = hold(partial(_restart, stack, away) for _ in range(count) for away in (*_WITHIN, _LATER))
+        trials, broken = hold(partial(_restart, stack, seconds) for _ in range(count) for seconds in away)
     return _report(trials, broken)
 
 
@@ -68,7 +68,7 @@ async def _restart(stack: Stack, away: float) -> Trial:
         await asyncio.sleep(away - (time.time() - killed_at))
         await asyncio.to_thread(stack.start, LIVEKIT)
         rejoined_after, is_answered = None, False
-        if away != _LATER:
+        if away < _GRACE:
             rejoined_after, is_answered = await _go_on(call, time.time(), killed_at)
             session = await session_of(call)
         else:
@@ -96,29 +96,42 @@ async def _go_on(call: MarkedCall, back_at: float, killed_at: float) -> tuple[fl
 
 
 def _report(trials: Sequence[Trial], broken: Sequence[str]) -> Report:
+    within = [trial for trial in trials if trial.away < _GRACE]
+    later = [trial for trial in trials if trial.away >= _GRACE]
     figures = {
-        f"LiveKit away for {away:g} s: its return to the agent's track at the caller": Figure(
-            [trial.rejoined_after for trial in trials if trial.away == away and trial.rejoined_after is not None]
+        f"LiveKit away for {away:g} s: its return to the agent at the caller": Figure(
+            [trial.rejoined_after for trial in within if trial.away == away and trial.rejoined_after is not None]
         )
-        for away in _WITHIN
+        for away in sorted({trial.away for trial in within})
     }
-    figures[f"LiveKit away for {_LATER:g} s: its kill to the session's end"] = Figure(
-        [trial.over_after for trial in trials if trial.away == _LATER and trial.over_after is not None]
-    )
-    return Report("A call whose LiveKit server is killed", figures, [*_verdicts(trials), *broken_off(broken)])
+    ends = [trial.over_after for trial in later if trial.over_after is not None]
+    figures["LiveKit away for longer: its kill to the session's end"] = Figure(ends)
+    notes = [*_goings_on(within), *_ends(later), *_words(trials), *broken_off(broken)]
+    return Report("A call whose LiveKit server is killed", figures, notes)
 
 
-def _verdicts(trials: Sequence[Trial]) -> Iterator[str]:
-    for away in _WITHIN:
+def _goings_on(trials: Sequence[Trial]) -> Iterator[str]:
+    for away in sorted({trial.away for trial in trials}):
         some = [trial for trial in trials if trial.away == away]
         on = sum(trial.goes_on for trial in some)
         yield verdict(on == len(some), f"away for {away:g} s: {on} of {len(some)} sessions went on")
-        exact = sum(trial.outcome.words.is_exact for trial in some)
-        yield verdict(exact == len(some), f"calls whose words were stored once each: {exact} of {len(some)}")
-    late = [trial for trial in trials if trial.away == _LATER]
-    ends = Counter(trial.reason or trial.status for trial in late)
-    told = ", ".join(f"{end}: {times}" for end, times in ends.items()) or "none"
-    yield verdict(ends["room_closed"] == len(late), f"away for {_LATER:g} s: ended with {told}")
+        for trial in some:
+            if not trial.goes_on:
+                answered = "answered" if trial.is_answered else "not answered"
+                yield f"  {trial.status}, {trial.reason}, epoch {trial.epoch}; the question afterwards {answered}"
+
+
+def _ends(trials: Sequence[Trial]) -> Iterator[str]:
+    for away in sorted({trial.away for trial in trials}):
+        some = [trial for trial in trials if trial.away == away]
+        ends = Counter(f"{trial.status}/{trial.reason}" for trial in some)
+        told = ", ".join(f"{end} ({times})" for end, times in ends.items())
+        yield verdict(ends["ended/room_closed"] == len(some), f"away for {away:g} s: {told}")
+
+
+def _words(trials: Sequence[Trial]) -> Iterator[str]:
     worst = max((trial.outcome.overlap for trial in trials), default=0.0)
     yield verdict(worst <= _OVERLAP, f"two agents audible at the same time at most {1000 * worst:.0f} ms")
+    wrong = sum(not trial.outcome.words.is_exact for trial in trials)
+    yield verdict(not wrong, f"calls whose words were not stored once each: {wrong}")
     yield f"{len(trials)} calls: {word_totals([trial.outcome for trial in trials])}."

@@ -25,6 +25,8 @@ from muster.client import MusterClient, Turn
 IDENTITY = "caller"
 #: Seconds until the greeting must be heard, and until it must be over.
 _GREETED_WITHIN = 15.0
+#: Seconds for which a caller who lost the room tries to come back.
+_REJOIN_WITHIN = 60.0
 #: Seconds without a sound after which nobody speaks.
 QUIET = 0.5
 #: Seconds an answer is waited for before the caller goes on, and an answer may last.
@@ -149,7 +151,8 @@ async def marked_call(
     room = room or f"marked-{uuid.uuid4().hex[:10]}"
     client = client or MusterClient(agent_service=stack.urls[AGENT_SERVICE])
     voice = CallerVoice(providers=stack.urls[PROVIDERS])
-    async with Caller(url=stack.urls[LIVEKIT], token=caller_token(stack.settings, room, identity)) as caller:
+    token = caller_token(stack.settings, room, identity)
+    async with Caller(url=stack.urls[LIVEKIT], token=token, rejoin_within=_REJOIN_WITHIN) as caller:
         joined_at = time.time()
         joined = await asyncio.to_thread(client.join, room=room, user_id=identity)
         call = MarkedCall(caller, client, voice, room, joined.session_id, joined_at)
