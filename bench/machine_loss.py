@@ -49,6 +49,9 @@ _STOPPED = 10.0
 _WATCHED = 8.0
 #: Seconds after the beginning of the longest answer at which the machine stops: most of it is still to be said.
 _MOMENT = (0.2, 0.8)
+_JUST_BEFORE = 0.3
+#: The number of the utterance whose answer the stop cuts off.
+_CUT = 0
 #: Seconds until the next agent must be audible, until the worker must be there again, and until it has the call again.
 _AUDIBLE_WITHIN = 25.0
 _USABLE_WITHIN = 30.0
@@ -65,6 +68,8 @@ class Trial:
     """One machine lost and found."""
 
     is_partitioned: bool
+    #: Whether the agent was audible just before the stop.
+    was_speaking: bool
     #: Seconds from the stop to the next agent's first sound; None when none came.
     silence: float | None
     #: Seconds in which the old agent was audible after its machine went on.
@@ -77,8 +82,6 @@ class Trial:
     #: Whether the call was handed over to the worker again and it answered there.
     serves_again: bool
     outcome: Outcome
-    #: The utterance whose answer was cut off.
-    cut: int
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ async def _lose(stack: Stack, is_partitioned: bool, moments: random.Random) -> T
             machine.link.deafen()
         stopped_at = time.time()
         machine.stop()
+        was_speaking = call.caller.heard.audible_between(stopped_at - _JUST_BEFORE, stopped_at)
         try:
             silence = await _silence(call, stopped_at, identity)
             await asyncio.sleep(max(stopped_at + _STOPPED - time.time(), 0.0))
@@ -143,22 +147,23 @@ async def _lose(stack: Stack, is_partitioned: bool, moments: random.Random) -> T
         finally:
             resumed_at = time.time()
             machine.resume()
-        await asyncio.sleep(_WATCHED)
+        usable_after, _ = await asyncio.gather(
+            _usable(stack, machine.name, resumed_at), asyncio.sleep(resumed_at + _WATCHED - time.time())
+        )
         zombie = audible_seconds(call.caller.tracks, since=resumed_at, identity=identity)
-        usable_after = await _usable(stack, machine.name, resumed_at)
         child, worker = machine.child_end, machine.rest
         serves_again = usable_after is not None and silence is not None and await _serves(call, machine.name)
         await asyncio.to_thread(call.client.leave, call.session_id)
         await ended(call)
         outcome = await Outcome.of(call)
-    return Trial(is_partitioned, silence, zombie, child, worker, usable_after, serves_again, outcome, cut=0)
+    return Trial(is_partitioned, was_speaking, silence, zombie, child, worker, usable_after, serves_again, outcome)
 
 
 def _machine(stack: Stack, call: MarkedCall) -> _Machine:
     session = call.client.session(call.session_id)
     name = worker_of(session)
     child = process_of(stack, session, workers=_WORKERS)
-    # The call's process first: its end must not be delayed until its parent has seen nothing of it.
+    # The call's process goes on first: nobody ends it before it could speak.
     processes = sorted(tree_of(stack.pid(name)), key=lambda process: process.pid != child)
     link, log = stack.link(name, LIVEKIT), stack.log(name)
     return _Machine(name, processes, child, link, lambda: log.read_text(errors="replace"))
@@ -243,7 +248,7 @@ def _verdicts(trials: Sequence[Trial]) -> Iterator[str]:
     yield verdict(worst <= _OVERLAP, f"two agents audible at the same time at most {1000 * worst:.0f} ms")
     lost = sum(len(trial.outcome.words.lost) for trial in trials)
     yield verdict(not lost, f"stopped while the agent was speaking: {lost} words lost")
-    again = sum(len(trial.outcome.doubled(cut=[trial.cut])) for trial in trials)
+    again = sum(len(trial.outcome.doubled(cut=[_CUT])) for trial in trials)
     yield verdict(not again, f"utterances answered once more than the cut-off answer asks for: {again}")
 
 
@@ -253,6 +258,8 @@ def _kinds(trials: Sequence[Trial]) -> Iterator[tuple[str, Sequence[Trial]]]:
 
 
 def _notes(trials: Sequence[Trial], seed: int) -> Iterator[str]:
+    speaking = sum(trial.was_speaking for trial in trials)
+    yield f"The agent was audible just before the stop {speaking} times."
     yield f"{len(trials)} calls, seed {seed}: {word_totals([trial.outcome for trial in trials])}."
     for name, some in _kinds(trials):
         yield f"{name}: the call's process: {_counts(trial.child for trial in some)}; the rest of the worker:" + (
