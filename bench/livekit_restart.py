@@ -57,7 +57,7 @@ def measure_livekit_restart(*, count: int, away: Sequence[float] = AWAY) -> Repo
     """`count` kills for each of the seconds that the server is `away`, one after the other on a stack of its own."""
     with faulty_stack(workers=1) as stack:
         trials, broken = hold(partial(_restart, stack, seconds) for _ in range(count) for seconds in away)
-    return _report(trials, broken)
+    return report(trials, broken)
 
 
 async def _restart(stack: Stack, away: float) -> Trial:
@@ -95,7 +95,8 @@ async def _go_on(call: MarkedCall, back_at: float, killed_at: float) -> tuple[fl
     return rejoined_after, await answers_again(call)
 
 
-def _report(trials: Sequence[Trial], broken: Sequence[str]) -> Report:
+def report(trials: Sequence[Trial], broken: Sequence[str]) -> Report:
+    """What a reader is told of these trials, and of the calls that broke off."""
     within = [trial for trial in trials if trial.away < _GRACE]
     later = [trial for trial in trials if trial.away >= _GRACE]
     figures = {

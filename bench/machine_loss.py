@@ -123,7 +123,7 @@ def measure_machine_loss(*, count: int, seed: int = 0) -> Report:
     moments = random.Random(seed)
     with faulty_stack(workers=_WORKERS, links=True) as stack:
         trials, broken = hold(partial(_lose, stack, number % 2 == 1, moments) for number in range(2 * count))
-    return _report(trials, broken, seed=seed)
+    return report(trials, broken, seed=seed)
 
 
 async def _lose(stack: Stack, is_partitioned: bool, moments: random.Random) -> Trial:
@@ -207,7 +207,8 @@ async def _serves(call: MarkedCall, worker: str) -> bool:
     return await answers_again(call)
 
 
-def _report(trials: Sequence[Trial], broken: Sequence[str], *, seed: int) -> Report:
+def report(trials: Sequence[Trial], broken: Sequence[str], *, seed: int) -> Report:
+    """What a reader is told of these trials, and of the calls that broke off."""
     plain = [trial for trial in trials if not trial.is_partitioned]
     parted = [trial for trial in trials if trial.is_partitioned]
     figures = {

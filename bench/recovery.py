@@ -86,12 +86,11 @@ def measure_recovery(*, count: int, seed: int = 0) -> Report:
     """`count` kills, at moments that `seed` determines, in calls of at most three kills on a stack of its own."""
     moments = random.Random(seed)
     with faulty_stack(workers=_WORKERS) as stack:
-        plan = tuple(_plan(count, moments))
-        calls, broken = hold(partial(_call, stack, phases, moments) for phases in plan)
-    return _report(calls, broken, seed=seed)
+        calls, broken = hold(partial(_call, stack, phases, moments) for phases in tuple(plan(count, moments)))
+    return report(calls, broken, seed=seed)
 
 
-def _plan(count: int, moments: random.Random) -> Iterator[Sequence[Phase]]:
+def plan(count: int, moments: random.Random) -> Iterator[Sequence[Phase]]:
     """The phases of each call's kills; every phase as often as the others."""
     phases = [list(Phase)[number % len(Phase)] for number in range(count)]
     moments.shuffle(phases)
@@ -159,7 +158,8 @@ async def _reach(call: MarkedCall, phase: Phase, moments: random.Random) -> floa
     return since
 
 
-def _report(calls: Sequence[Killed], broken: Sequence[str], *, seed: int) -> Report:
+def report(calls: Sequence[Killed], broken: Sequence[str], *, seed: int) -> Report:
+    """What a reader is told of these calls, and of those that broke off."""
     kills = [kill for call in calls for kill in call.kills]
     heard = [kill for kill in kills if kill.silence is not None]
     figures = {"Muster: kill -9 of a call's process to audible again": _silences(heard)} | {

@@ -100,7 +100,7 @@ def measure_redis_restart(*, count: int) -> Report:
     """`count` restarts of each kind, one after the other on a stack of its own, with two callers who talk all along."""
     with faulty_stack() as stack:
         trials, broken = hold(partial(_restart, stack, outage) for _ in range(count) for outage in Outage)
-    return _report(trials, broken)
+    return report(trials, broken)
 
 
 async def _restart(stack: Stack, outage: Outage) -> Trial:
@@ -218,7 +218,8 @@ def _room() -> str:
     return f"restart-{uuid.uuid4().hex[:10]}"
 
 
-def _report(trials: Sequence[Trial], broken: Sequence[str]) -> Report:
+def report(trials: Sequence[Trial], broken: Sequence[str]) -> Report:
+    """What a reader is told of these trials, and of the calls that broke off."""
     figures = {}
     for outage in Outage:
         some = [trial for trial in trials if trial.outage is outage]
