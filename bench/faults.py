@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -142,13 +142,17 @@ class Outcome:
     overlap: float
     #: Utterances by number: how often an agent began to answer them.
     answered: Counter[int]
+    #: The caller's turns as they were stored.
+    stored: Sequence[str] = ()
 
     @classmethod
     async def of(cls, call: MarkedCall, *, and_turns: Iterable[Turn] = ()) -> "Outcome":
         """Of a call as it is, after its last turn was stored, with turns that were stored before elsewhere."""
-        words = count_words(call.said, [*and_turns, *await call.turns()])
+        turns = [*and_turns, *await call.turns()]
         counted = Counter(answer.number for answer in call.answers())
-        return cls(words, call.overlap(), Counter({said.number: counted[said.number] for said in call.said}))
+        answered = Counter({said.number: counted[said.number] for said in call.said})
+        stored = [turn.text or "" for turn in turns if turn.role == "user"]
+        return cls(count_words(call.said, turns), call.overlap(), answered, stored)
 
     def doubled(self, *, cut: Iterable[int] = ()) -> list[int]:
         """Utterances answered more than once; of those whose answer was `cut` off, more than once again."""
@@ -169,3 +173,13 @@ def word_totals(outcomes: Sequence[Outcome]) -> str:
         f"{sum(count.sent for count in counts)} words said, {sum(len(count.lost) for count in counts)} lost,"
         f" {sum(len(count.doubled) for count in counts)} doubled, {sum(len(count.foreign) for count in counts)} foreign"
     )
+
+
+def wrong_words(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """A note on every call whose words were not stored once each."""
+    for index, outcome in enumerate(outcomes):
+        words = outcome.words
+        if not words.is_exact:
+            kinds = {"lost": words.lost, "doubled": words.doubled, "foreign": words.foreign}
+            told = "; ".join(f"{kind} {' '.join(map(str, marks))}" for kind, marks in kinds.items() if marks)
+            yield f"  call {index}: {told}; stored: {' | '.join(outcome.stored)}"

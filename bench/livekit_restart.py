@@ -1,6 +1,7 @@
 """What becomes of a call when the LiveKit server is killed: back soon enough it goes on, later it ends."""
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -8,7 +9,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from bench.faults import Outcome, answers_again, broken_off, ended, faulty_stack, hold, session_of, word_totals
+from bench.faults import (
+    Outcome,
+    answers_again,
+    broken_off,
+    ended,
+    faulty_stack,
+    hold,
+    session_of,
+    word_totals,
+    wrong_words,
+)
 from bench.marked_call import MarkedCall, marked_call
 from bench.report import Figure, Report
 from bench.verdicts import verdict
@@ -55,6 +66,8 @@ class Trial:
 
 def measure_livekit_restart(*, count: int, away: Sequence[float] = AWAY) -> Report:
     """`count` kills for each of the seconds that the server is `away`, one after the other on a stack of its own."""
+    # The SDK tells of every attempt to connect.
+    logging.getLogger("livekit").setLevel(logging.CRITICAL)
     with faulty_stack(workers=1) as stack:
         trials, broken = hold(partial(_restart, stack, seconds) for _ in range(count) for seconds in away)
     return report(trials, broken)
@@ -136,3 +149,4 @@ def _words(trials: Sequence[Trial]) -> Iterator[str]:
     wrong = sum(not trial.outcome.words.is_exact for trial in trials)
     yield verdict(not wrong, f"calls whose words were not stored once each: {wrong}")
     yield f"{len(trials)} calls: {word_totals([trial.outcome for trial in trials])}."
+    yield from wrong_words([trial.outcome for trial in trials])

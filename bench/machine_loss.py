@@ -30,6 +30,7 @@ from bench.faults import (
     tree_of,
     word_totals,
     worker_of,
+    wrong_words,
 )
 from bench.marked_call import MarkedCall, audible_seconds, marked_call
 from bench.report import Figure, Report
@@ -262,6 +263,7 @@ def _notes(trials: Sequence[Trial], seed: int) -> Iterator[str]:
     speaking = sum(trial.was_speaking for trial in trials)
     yield f"The agent was audible just before the stop {speaking} times."
     yield f"{len(trials)} calls, seed {seed}: {word_totals([trial.outcome for trial in trials])}."
+    yield from wrong_words([trial.outcome for trial in trials])
     for name, some in _kinds(trials):
         yield f"{name}: the call's process: {_counts(trial.child for trial in some)}; the rest of the worker:" + (
             f" {_counts(trial.worker for trial in some)}."

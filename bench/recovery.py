@@ -22,6 +22,7 @@ from bench.faults import (
     session_of,
     settle,
     word_totals,
+    wrong_words,
 )
 from bench.marked_call import MarkedCall, marked_call
 from bench.report import Figure, Report
@@ -203,6 +204,7 @@ def _notes(calls: Sequence[Killed], seed: int) -> Iterator[str]:
         some = [kill for kill in thinking if (kill.offset < _ENDPOINTING) is is_early]
         yield _lost(some, f"killed while {Phase.THINKING}, {when} after the last word")
     yield f"{len(calls)} calls, seed {seed}: {word_totals([call.outcome for call in calls])}."
+    yield from wrong_words([call.outcome for call in calls])
     for index, call in enumerate(calls):
         for kill in call.kills:
             if kill.lost or kill.silence is None or kill.silence > _WORST or not kill.is_answered:

@@ -14,7 +14,18 @@ from pathlib import Path
 
 from livekit import api
 
-from bench.faults import Outcome, answers_again, broken_off, ended, faulty_stack, hold, session_of, settle, word_totals
+from bench.faults import (
+    Outcome,
+    answers_again,
+    broken_off,
+    ended,
+    faulty_stack,
+    hold,
+    session_of,
+    settle,
+    word_totals,
+    wrong_words,
+)
 from bench.marked_call import MarkedCall, marked_call
 from bench.report import Figure, Report
 from bench.verdicts import verdict
@@ -245,6 +256,7 @@ def _judge(outage: Outage, trials: Sequence[Trial]) -> Iterator[str]:
     yield verdict(worst <= _OVERLAP, f"two agents audible at the same time at most {1000 * worst:.0f} ms")
     exact = sum(outcome.words.is_exact for outcome in outcomes)
     yield verdict(exact == len(talks), f"calls whose words were stored once each: {exact} of {len(talks)}")
+    yield from wrong_words(outcomes)
     again, never = (sum(len(each) for each in kind) for kind in _answers(outcomes))
     yield verdict(not again + never, f"utterances answered twice: {again}, not at all: {never}")
     refused = [answer for trial in trials for answer in trial.refused]
