@@ -17,7 +17,7 @@ from bench.long_sessions import measure_long_sessions
 from bench.machine_loss import measure_machine_loss
 from bench.native.report import FAULTS, measure_native_faults
 from bench.recovery import measure_recovery
-from bench.redis_restart import measure_redis_restart
+from bench.redis_restart import Outage, measure_redis_restart
 from bench.report import Report, print_report
 from bench.requests import measure_requests
 from bench.rolling_restart import measure_rolling_restart
@@ -159,10 +159,18 @@ def machine_loss(count: int, seed: int, output: Path | None) -> None:
 
 @main.command()
 @click.option("--count", default=3, show_default=True, help="How many restarts of each of the three kinds.")
+@click.option(
+    "--outage",
+    "outages",
+    type=click.Choice([each.name.lower() for each in Outage]),
+    multiple=True,
+    help="Only this; may be repeated.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
-def redis_restart(count: int, output: Path | None) -> None:
+def redis_restart(count: int, outages: tuple[str, ...], output: Path | None) -> None:
     """Redis killed under two callers who talk: down 5 s, down 20 s, and without its data; what joins answer."""
-    _show(measure_redis_restart(count=count), output)
+    chosen = [each for each in Outage if each.name.lower() in outages]
+    _show(measure_redis_restart(count=count, outages=chosen or tuple(Outage)), output)
 
 
 @main.command()
