@@ -12,8 +12,12 @@ from bench.endpointing import measure_endpointing
 from bench.graph import measure_graph
 from bench.join_storm import measure_join_storm
 from bench.joins import measure_joins
+from bench.livekit_restart import AWAY, measure_livekit_restart
 from bench.long_sessions import measure_long_sessions
+from bench.machine_loss import measure_machine_loss
 from bench.native.report import FAULTS, measure_native_faults
+from bench.recovery import measure_recovery
+from bench.redis_restart import Outage, measure_redis_restart
 from bench.report import Report, print_report
 from bench.requests import measure_requests
 from bench.rolling_restart import measure_rolling_restart
@@ -133,6 +137,49 @@ def drain(count: int, seed: int, output: Path | None) -> None:
 def join_storm(count: int, rooms: int, seed: int, output: Path | None) -> None:
     """Joins from many threads while processes are killed: never two agents in a room, and nothing left behind."""
     _show(measure_join_storm(count=count, rooms=rooms, seed=seed), output)
+
+
+@main.command()
+@click.option("--count", default=50, show_default=True, help="How many kills, at most three in a call.")
+@click.option("--seed", default=0, show_default=True, help="Determines when they fall.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
+def recovery(count: int, seed: int, output: Path | None) -> None:
+    """From the kill of a call's process to the next agent's first audible frame, and what became of the words."""
+    _show(measure_recovery(count=count, seed=seed), output)
+
+
+@main.command()
+@click.option("--count", default=30, show_default=True, help="How many losses, and as many with a partition.")
+@click.option("--seed", default=0, show_default=True, help="Determines when they fall.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
+def machine_loss(count: int, seed: int, output: Path | None) -> None:
+    """From the stop of all of a worker's processes to the next agent's sound, and what the old agent says later."""
+    _show(measure_machine_loss(count=count, seed=seed), output)
+
+
+@main.command()
+@click.option("--count", default=3, show_default=True, help="How many restarts of each of the three kinds.")
+@click.option(
+    "--outage",
+    "outages",
+    type=click.Choice([each.name.lower() for each in Outage]),
+    multiple=True,
+    help="Only this; may be repeated.",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
+def redis_restart(count: int, outages: tuple[str, ...], output: Path | None) -> None:
+    """Redis killed under two callers who talk: down 5 s, down 20 s, and without its data; what joins answer."""
+    chosen = [each for each in Outage if each.name.lower() in outages]
+    _show(measure_redis_restart(count=count, outages=chosen or tuple(Outage)), output)
+
+
+@main.command()
+@click.option("--count", default=3, show_default=True, help="How many kills for each time the server is away.")
+@click.option("--away", type=float, multiple=True, help="Only this many seconds; may be repeated.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also write the figures here, as JSON.")
+def livekit_restart(count: int, away: tuple[float, ...], output: Path | None) -> None:
+    """LiveKit killed under a call: whether it goes on when the server is back soon, and how it ends otherwise."""
+    _show(measure_livekit_restart(count=count, away=away or AWAY), output)
 
 
 def _show(report: Report, output: Path | None) -> None:

@@ -25,6 +25,8 @@ from local.stack import Stack
 IDENTITY = "caller"
 #: Seconds until the greeting must be heard, and until it must be over.
 _GREETED_WITHIN = 15.0
+#: Seconds for which a caller who lost the room tries to come back.
+_REJOIN_WITHIN = 60.0
 #: Seconds without a sound after which nobody speaks.
 QUIET = 0.5
 #: Seconds an answer is waited for before the caller goes on, and an answer may last.
@@ -82,11 +84,17 @@ class MarkedCall:
 
     async def say(self, count: int) -> Said:
         """Speak an utterance of `count` words; returns when its last sample is sent."""
+        return await self.speak(count, await self.prepare(count))
+
+    async def prepare(self, count: int) -> Samples:
+        """The next utterance as sound, for who must know when it begins."""
+        return await asyncio.to_thread(self.voice.render, " ".join(map(str, marks_of(len(self.said), count))))
+
+    async def speak(self, count: int, line: Samples) -> Said:
+        """Speak what was prepared with this `count`, from this moment on."""
         number = len(self.said)
-        marks = marks_of(number, count)
-        line = await asyncio.to_thread(self.voice.render, " ".join(map(str, marks)))
         spoken = await self.caller.say(line)
-        self.said.append(Said(number, marks, spoken.started_at, spoken.ended_at))
+        self.said.append(Said(number, marks_of(number, count), spoken.started_at, spoken.ended_at))
         return self.said[-1]
 
     async def quiet(self, *, within: float = _LONGEST_ANSWER) -> float:
@@ -143,7 +151,8 @@ async def marked_call(
     room = room or f"marked-{uuid.uuid4().hex[:10]}"
     client = client or AgentService(stack.urls[AGENT_SERVICE])
     voice = CallerVoice(providers=stack.urls[PROVIDERS])
-    async with Caller(url=stack.urls[LIVEKIT], token=caller_token(stack.settings, room, identity)) as caller:
+    token = caller_token(stack.settings, room, identity)
+    async with Caller(url=stack.urls[LIVEKIT], token=token, rejoin_within=_REJOIN_WITHIN) as caller:
         joined_at = time.time()
         joined = await asyncio.to_thread(client.join, room=room, user_id=identity)
         call = MarkedCall(caller, client, voice, room, joined.session_id, joined_at)
@@ -200,6 +209,12 @@ def answers(said: Sequence[Said], tracks: Iterable[HeardTrack]) -> list[Answer]:
                 found.append(Answer(number, at, track.identity))
             last = number
     return sorted(found, key=lambda answer: answer.at)
+
+
+def audible_seconds(tracks: Iterable[HeardTrack], *, since: float, identity: str) -> float:
+    """For how many seconds a participant was audible after that moment."""
+    frames = {frame for track in tracks if track.identity == identity for frame in _audible_frames(track)}
+    return sum(frame * FRAME_SAMPLES >= since * SAMPLE_RATE for frame in frames) * FRAME_SAMPLES / SAMPLE_RATE
 
 
 def overlap(tracks: Sequence[HeardTrack]) -> float:

@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 #: Seconds.
 CONNECT_TIMEOUT = 20.0
 
+#: Seconds between two attempts to join again.
+_REJOIN_PAUSE = 0.5
+
 #: Standard deviation of what a microphone picks up in a quiet room, out of 32768.
 NOISE_FLOOR = 8
 
@@ -113,10 +116,11 @@ class Caller:
 
     `heard` tells when the agent was audible, measured in the audio as the caller receives it. Whoever
     else publishes audio in the room counts as the agent; `tracks` keeps them apart, the oldest first.
+    When the SDK has given up a lost connection, the caller tries to join again for `rejoin_within` seconds.
     Sample rate everywhere: `SAMPLE_RATE`, mono.
     """
 
-    def __init__(self, *, url: str, token: str) -> None:
+    def __init__(self, *, url: str, token: str, rejoin_within: float = 0.0) -> None:
         self.heard = Hearing()
         self.tracks: list[HeardTrack] = []
         self.connected_at = 0.0
@@ -125,7 +129,9 @@ class Caller:
         self.left = asyncio.Event()
         self._url = url
         self._token = token
-        self._room = rtc.Room()
+        self._rejoin_within = rejoin_within
+        self._rejoining: asyncio.Task[None] | None = None
+        self._room = self._new_room()
         self._lines: deque[_Line] = deque()
         self._streams: dict[str, rtc.AudioStream] = {}
         # Kept until the room is left: closing it replaces the native part of each of its tracks, and one that is
@@ -135,9 +141,6 @@ class Caller:
 
     async def __aenter__(self) -> Self:
         """Joins the room and opens the microphone. Raises `TimeoutError` or `livekit.rtc.ConnectError`."""
-        self._room.on("track_subscribed", self._on_track_subscribed)
-        self._room.on("track_unsubscribed", self._on_track_unsubscribed)
-        self._room.on("disconnected", self._on_disconnected)
         started_at = time.time()
         self._own_sound, self._agent_sound = (Timeline(started_at=started_at) for _ in range(2))
         async with asyncio.timeout(CONNECT_TIMEOUT):
@@ -157,8 +160,11 @@ class Caller:
 
     async def hang_up(self) -> None:
         """Leaves the room; harmless when the caller has left already."""
-        self._on_disconnected()
+        self._lose()
         self._microphone.cancel()
+        if self._rejoining is not None:
+            # The SDK would go on joining unseen if it were cancelled.
+            await asyncio.wait([self._rejoining])
         # Before the room goes: it takes its tracks along, and a stream of a track that is gone leaks.
         await asyncio.gather(*(self._close_stream(track) for track in tuple(self._streams)))
         await self._room.disconnect()
@@ -223,13 +229,16 @@ class Caller:
         # Without a queue of its own the source encodes a frame when it is handed over, so that the
         # moment of the call is the moment of the sound. In exchange each frame must be 10 ms, on time.
         self._source = rtc.AudioSource(SAMPLE_RATE, 1, queue_size_ms=0)
+        await self._publish_microphone()
+        # The first frame starts the encoder, which takes longer than a frame lasts.
+        await self._send(np.zeros(FRAME_SAMPLES, np.int16))
+        self._microphone = asyncio.create_task(self._run_microphone(), name="caller-microphone")
+
+    async def _publish_microphone(self) -> None:
         track = rtc.LocalAudioTrack.create_audio_track("microphone", self._source)
         self._tracks.append(track)
         options = rtc.TrackPublishOptions(source=rtc.TrackSource.SOURCE_MICROPHONE)
         await self._room.local_participant.publish_track(track, options)
-        # The first frame starts the encoder, which takes longer than a frame lasts.
-        await self._send(np.zeros(FRAME_SAMPLES, np.int16))
-        self._microphone = asyncio.create_task(self._run_microphone(), name="caller-microphone")
 
     async def _run_microphone(self) -> None:
         loop, quiet_room = asyncio.get_running_loop(), _noise_frames()
@@ -281,9 +290,41 @@ class Caller:
         if track.sid in self._streams:
             self._start(self._close_stream(track.sid), name=f"caller-closes-{track.sid}")
 
-    def _on_disconnected(self) -> None:
+    def _on_disconnected(self, reason: rtc.DisconnectReason.ValueType) -> None:
+        # That is how the SDK tells that it has given up.
+        if reason == rtc.DisconnectReason.UNKNOWN_REASON and self._rejoin_within and not self.left.is_set():
+            self._rejoining = asyncio.create_task(self._rejoin(), name="caller-rejoins")
+            self._tasks.add(self._rejoining)
+        else:
+            self._lose()
+
+    def _lose(self) -> None:
         self.left.set()
         self.heard.lose("the caller is no longer in the room")
+
+    async def _rejoin(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._rejoin_within
+        while not self.left.is_set():
+            room = self._new_room()
+            try:
+                await room.connect(self._url, self._token)
+            except rtc.ConnectError as error:
+                if loop.time() > deadline:
+                    logger.warning("the caller cannot join again: %s", error)
+                    self._lose()
+                await asyncio.sleep(_REJOIN_PAUSE)
+            else:
+                self._room = room
+                await self._publish_microphone()
+                return
+
+    def _new_room(self) -> rtc.Room:
+        room = rtc.Room()
+        room.on("track_subscribed", self._on_track_subscribed)
+        room.on("track_unsubscribed", self._on_track_unsubscribed)
+        room.on("disconnected", self._on_disconnected)
+        return room
 
     async def _listen(self, track: str, stream: rtc.AudioStream, source: HeardTrack) -> None:
         async for event in stream:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import struct
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +16,8 @@ from pathlib import Path
 _CHUNK = 64 * 1024
 #: Seconds.
 _ANSWER = 5.0
+#: Linger: on, for no time.
+_AT_ONCE = struct.pack("ii", 1, 0)
 
 
 class LinkState(StrEnum):
@@ -134,6 +137,8 @@ class Proxy:
 def _reset(writer: asyncio.StreamWriter) -> None:
     transport = writer.transport
     if not transport.is_closing():
+        # Without it, the other side is told of an orderly end.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
         transport.abort()
 
 

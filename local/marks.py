@@ -96,8 +96,15 @@ def find_marks(samples: NDArray[np.float32], *, rate: int) -> list[HeardMark]:
     found: list[HeardMark] = []
     for mark, times in _runs(samples, rate):
         if mark is not None and len(times) >= _LEAST_WINDOWS:
-            found.append(HeardMark(mark, times[len(times) // 2] + _WINDOW_SECONDS / 2))
+            heard = HeardMark(mark, times[len(times) // 2] + _WINDOW_SECONDS / 2)
+            if not (found and _is_same_word(found[-1], heard)):
+                found.append(heard)
     return found
+
+
+def _is_same_word(earlier: HeardMark, later: HeardMark) -> bool:
+    """Whether it is one word that a disturbance has broken in two: said twice, its middles were further apart."""
+    return earlier.mark == later.mark and later.at - earlier.at < WORD_SECONDS - _STEP_SECONDS
 
 
 def _runs(samples: NDArray[np.float32], rate: int) -> Iterator[tuple[Mark | None, list[float]]]:

@@ -60,7 +60,7 @@ def speech() -> Samples:
 
 
 @asynccontextmanager
-async def call(livekit: Stack) -> AsyncIterator[tuple[Caller, Caller]]:
+async def call(livekit: Stack, *, rejoin_within: float = 0.0) -> AsyncIterator[tuple[Caller, Caller]]:
     """A caller and, on the other side, a second one that plays the agent: it knows when it spoke."""
     url, settings, room = livekit.urls[LIVEKIT], livekit.settings, f"room-{uuid.uuid4().hex}"
 
@@ -68,7 +68,10 @@ async def call(livekit: Stack) -> AsyncIterator[tuple[Caller, Caller]]:
         bare = api.AccessToken(settings["LIVEKIT_API_KEY"], settings["LIVEKIT_API_SECRET"]).with_identity(identity)
         return bare.with_grants(api.VideoGrants(room_join=True, room=room)).to_jwt()
 
-    async with Caller(url=url, token=token("agent")) as agent, Caller(url=url, token=token("caller")) as caller:
+    def joining(identity: str) -> Caller:
+        return Caller(url=url, token=token(identity), rejoin_within=rejoin_within)
+
+    async with joining("agent") as agent, joining("caller") as caller:
         await caller.heard.silent_since(time.time(), gap=0.3, within=5)
         yield caller, agent
 
@@ -145,6 +148,22 @@ async def test_whoever_waits_is_told_when_the_call_is_lost(livekit: Stack) -> No
         await caller.hang_up()
         with pytest.raises(ConnectionError):
             await waiting
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_whoever_lost_the_room_for_good_joins_again(livekit: Stack, speech: Samples) -> None:
+    async with call(livekit, rejoin_within=60) as (caller, agent):
+        await asyncio.to_thread(livekit.kill, LIVEKIT)
+        # Longer than the SDK tries.
+        await asyncio.sleep(26)
+        await asyncio.to_thread(livekit.start, LIVEKIT)
+        back_at = time.time()
+        while not any(track.started_at > back_at for track in caller.tracks):
+            assert time.time() < back_at + 20
+            await asyncio.sleep(0.1)
+        reply = await agent.say(speech[:SAMPLE_RATE])
+        assert await caller.heard.first_audible_after(reply.started_at, within=5) < reply.ended_at + 1
 
 
 def test_speech_with_short_pauses_is_one_interval() -> None:

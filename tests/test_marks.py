@@ -13,7 +13,7 @@ from bench.marked_call import Said, count_words
 from bench.service import Turn
 from local.audio import SAMPLE_RATE
 from local.link import Link
-from local.marks import UTTERANCES, WORDS, Mark, find_marks, full_scale, mark_speech, marks_in, marks_of
+from local.marks import UTTERANCES, WORD_SECONDS, WORDS, Mark, find_marks, full_scale, mark_speech, marks_in, marks_of
 from local.paths import ROOT
 from local.ports import HOST, PortPicker
 from tests.recorded_speech import recorded_pieces
@@ -40,6 +40,18 @@ def test_a_word_that_was_cut_out_is_missed_and_no_other(speech: NDArray[np.float
     word = len(sound) // 5
     sound[2 * word : 3 * word] = 0
     assert [heard.mark.word for heard in find_marks(sound, rate=RATE)] == [0, 1, 3, 4]
+
+
+def test_a_word_that_a_disturbance_broke_in_two_is_heard_once_and_one_said_twice_is_heard_twice(
+    speech: NDArray[np.float32],
+) -> None:
+    marks = marks_of(3, 2)
+    sound = mark_speech(speech, marks, rate=RATE)
+    middle = round(1.5 * WORD_SECONDS * RATE)
+    sound[middle - RATE // 28 : middle + RATE // 28] = 0
+    assert [heard.mark for heard in find_marks(sound, rate=RATE)] == list(marks)
+    twice = mark_speech(speech, [marks[0], marks[1], marks[1]], rate=RATE)
+    assert [heard.mark.word for heard in find_marks(twice, rate=RATE)] == [0, 1, 1]
 
 
 def test_speech_without_marks_holds_none(speech: NDArray[np.float32]) -> None:

@@ -1,0 +1,91 @@
+"""What measurements of faults conclude from what they have heard."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+
+from bench import livekit_restart, machine_loss, recovery, redis_restart
+from bench.faults import Outcome
+from bench.marked_call import WordCount, audible_seconds
+from bench.recovery import Kill, Killed, Phase
+from bench.redis_restart import JoinAnswer, Outage, Talk
+from local.audio import FRAME_SAMPLES, FRAME_SECONDS, Timeline
+from local.caller import HeardTrack
+from local.hearing import Hearing
+from local.marks import Mark
+
+
+def outcome(*, answered: dict[int, int], lost: tuple[Mark, ...] = ()) -> Outcome:
+    """A call of ten words."""
+    return Outcome(WordCount(10, lost, (), ()), 0.0, Counter(answered))
+
+
+def track(identity: str, *, started_at: float, loud_frames: int) -> HeardTrack:
+    """A track that was loud from its first frame on."""
+    sound = Timeline(started_at=started_at)
+    for number in range(loud_frames):
+        sound.place(identity, at=started_at + number * FRAME_SECONDS, frame=np.full(FRAME_SAMPLES, 9000, np.int16))
+    return HeardTrack(identity, started_at, Hearing(), sound)
+
+
+def test_every_phase_sees_as_many_kills_and_no_call_more_than_it_survives() -> None:
+    plan = list(recovery.plan(20, random.Random(1)))
+    assert Counter(phase for phases in plan for phase in phases) == dict.fromkeys(Phase, 5)
+    assert max(map(len, plan)) == 3
+    assert plan == list(recovery.plan(20, random.Random(1)))
+
+
+def test_an_answer_that_was_cut_off_may_be_given_once_more_and_no_other() -> None:
+    found = outcome(answered={0: 1, 1: 2, 2: 2, 3: 3, 4: 0})
+    assert found.doubled(cut=[1, 3]) == [2, 3]
+    assert found.unanswered == [4]
+
+
+def test_an_agent_is_counted_by_its_identity_from_a_moment_on() -> None:
+    tracks = [track("old", started_at=100.0, loud_frames=50), track("next", started_at=100.2, loud_frames=50)]
+    assert audible_seconds(tracks, since=100.4, identity="old") == 0.1
+    assert audible_seconds(tracks, since=101.0, identity="old") == 0
+
+
+def test_words_lost_while_the_agent_was_thinking_fail_the_measurement() -> None:
+    kills = [Kill(Phase.THINKING, 100.0, 1, 0.2, silence=0.7, is_answered=True, lost=2)]
+    call = Killed(kills, outcome(answered={0: 1, 1: 1}, lost=(Mark(1, 0), Mark(1, 1))))
+    notes = "\n".join(recovery.report([call], [], seed=0).notes)
+    assert "FAIL: killed while the agent was thinking (n = 1): 2 words lost" in notes
+    assert notes.count("FAIL") == 1
+
+
+def test_a_second_session_in_a_live_room_fails_the_measurement() -> None:
+    talk = Talk("live", 1, 1, 1, outcome(answered={0: 1}), forgotten=0)
+    refused = [JoinAnswer("a", 503, 0.1, retry_after=5.0)]
+    repeated = [JoinAnswer("room", 503, 0.1, 5.0), JoinAnswer("room", 202, 0.1, session_id="running")]
+    trial = redis_restart.Trial(Outage.EMPTIED, [talk], refused, repeated, "running", served_after=6.0, serves=True)
+    assert not any(note.startswith("FAIL") for note in redis_restart.report([trial], []).notes)
+    trial = replace(trial, repeated=[*repeated, JoinAnswer("room", 202, 0.1, session_id="another")])
+    failures = [note for note in redis_restart.report([trial], []).notes if note.startswith("FAIL")]
+    assert len(failures) == 1 and "2 of 3" in failures[0]
+
+
+def test_a_zombie_that_says_anything_fails_the_measurement() -> None:
+    trial = machine_loss.Trial(
+        True, True, 5.2, 0.0, "signal 14 (SIGALRM)", "the same processes", 0.1, True, outcome(answered={0: 2})
+    )
+    assert not any(note.startswith("FAIL") for note in machine_loss.report([trial], [], seed=0).notes)
+    failures = [
+        note for note in machine_loss.report([replace(trial, zombie=0.01)], [], seed=0).notes if note.startswith("FAIL")
+    ]
+    assert failures == ["FAIL: with partition (n = 1): old agent audible 1 times, in all 10 ms"]
+
+
+def test_a_session_goes_on_with_its_agent_or_ends_because_the_room_is_closed() -> None:
+    kept = livekit_restart.Trial(5.0, 2.0, True, "live", None, 1, None, 1, outcome(answered={0: 1}))
+    late = livekit_restart.Trial(35.0, None, False, "ended", "room_closed", 1, 20.0, 1, outcome(answered={0: 1}))
+    assert not any("FAIL" in note for note in livekit_restart.report([kept, late], []).notes)
+    taken_over, failed = replace(kept, epoch=2), replace(late, status="failed", reason="connect_failed")
+    notes = livekit_restart.report([taken_over, failed], []).notes
+    assert [note for note in notes if "FAIL" in note] == [
+        "FAIL: away for 5 s: 0 of 1 sessions went on",
+        "FAIL: away for 35 s: failed/connect_failed (1)",
+    ]
