@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from bench.faults import (
+from bench.disturbed import (
     Outcome,
     answers_again,
     broken_off,
@@ -22,10 +22,10 @@ from bench.faults import (
 )
 from bench.marked_call import MarkedCall, marked_call
 from bench.report import Figure, Report
+from bench.service import SessionNotFound
 from bench.verdicts import verdict
 from local.parts import LIVEKIT
 from local.stack import Stack
-from muster.errors import SessionNotFound
 
 #: Seconds the server is away: within the grace for lost callers, and for longer.
 AWAY = (5.0, 12.0, 18.0, 35.0)

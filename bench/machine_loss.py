@@ -16,7 +16,7 @@ from functools import partial
 
 import psutil
 
-from bench.faults import (
+from bench.disturbed import (
     Outcome,
     answers_again,
     audible_after,
@@ -34,12 +34,12 @@ from bench.faults import (
 )
 from bench.marked_call import MarkedCall, audible_seconds, marked_call
 from bench.report import Figure, Report
+from bench.service import HandOverImpossible
 from bench.verdicts import verdict
 from local.link import Link
 from local.marks import WORDS
 from local.parts import LIVEKIT
 from local.stack import Stack
-from muster.errors import HandOverImpossible
 from worker.fleet import workers
 from worker.fleet.redis_operations import connect, run
 from worker.fleet.times import LEASE

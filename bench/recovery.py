@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 
-from bench.faults import (
+from bench.disturbed import (
     Outcome,
     answers_again,
     audible_after,

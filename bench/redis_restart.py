@@ -14,7 +14,7 @@ from pathlib import Path
 
 from livekit import api
 
-from bench.faults import (
+from bench.disturbed import (
     Outcome,
     answers_again,
     broken_off,
@@ -28,11 +28,10 @@ from bench.faults import (
 )
 from bench.marked_call import MarkedCall, marked_call
 from bench.report import Figure, Report
+from bench.service import AgentService, RequestRefused, ServiceUnreachable, Turn
 from bench.verdicts import verdict
 from local.parts import AGENT_SERVICE, REDIS
 from local.stack import Stack
-from muster.client import MusterClient, Turn
-from muster.errors import RequestRefused, ServiceUnreachable
 
 _CALLERS = ("ada", "ben")
 #: Seconds the callers talk before, and after joins are served again.
@@ -168,7 +167,7 @@ async def _served(stack: Stack, since: float) -> float | None:
     while time.time() < since + _SERVED_WITHIN:
         answer = await _join(stack, _room())
         if answer.session_id is not None:
-            await asyncio.to_thread(MusterClient(stack.urls[AGENT_SERVICE]).leave, answer.session_id)
+            await asyncio.to_thread(AgentService(stack.urls[AGENT_SERVICE]).leave, answer.session_id)
             return time.time() - since
         await asyncio.sleep(_JOIN_PAUSE)
     return None
@@ -177,7 +176,7 @@ async def _served(stack: Stack, since: float) -> float | None:
 async def _join(stack: Stack, room: str, *, caller: str = "cleo") -> JoinAnswer:
     def ask() -> JoinAnswer:
         started = time.monotonic()
-        with MusterClient(stack.urls[AGENT_SERVICE]) as client:
+        with AgentService(stack.urls[AGENT_SERVICE]) as client:
             try:
                 joined = client.join(room=room, user_id=caller)
             except RequestRefused as refusal:

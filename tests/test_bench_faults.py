@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from bench import livekit_restart, machine_loss, recovery, redis_restart
-from bench.faults import Outcome
+from bench.disturbed import Outcome
 from bench.marked_call import WordCount, audible_seconds
 from bench.recovery import Kill, Killed, Phase
 from bench.redis_restart import JoinAnswer, Outage, Talk

@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 import psutil
 
 from bench.marked_call import MarkedCall, WordCount, count_words
+from bench.service import ServiceError, Session, Turn
 from bench.verdicts import verdict
 from local.parts import AGENT_SERVICE, LIVEKIT, PROVIDERS, REDIS, WORKER, StackOptions
 from local.stack import Stack
-from muster.client import Session, Turn
-from muster.errors import MusterError
 from worker.fleet.app import create_producer
 
 Answer = TypeVar("Answer")
@@ -123,7 +122,7 @@ def hold(calls: Iterable[Callable[[], Coroutine[Any, Any, Answer]]]) -> tuple[li
     for index, call in enumerate(calls):
         try:
             found.append(asyncio.run(call()))
-        except (TimeoutError, ConnectionError, MusterError) as error:
+        except (TimeoutError, ConnectionError, ServiceError) as error:
             broken.append(f"call {index} broke off: {type(error).__name__}: {error}")
     return found, broken
 
