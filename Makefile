@@ -3,6 +3,11 @@ SOURCES = $(wildcard celeryconfig.py graphs worker api muster local bench deploy
 
 .PHONY: help setup demo up test e2e check bench fresh platforms
 
+# Live calls need the machine for themselves; other tests mostly wait, so two processes share them, file by file, each
+# with a Redis server of its own. A server that is given is one, and its databases are emptied.
+ALONE = tests/calls
+SIDE_BY_SIDE = $(if $(TEST_REDIS_URL),,--numprocesses 2 --dist loadfile --no-loadscope-reorder)
+
 help:  ## what can be made
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
