@@ -7,7 +7,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
-import redis
 
 from local.caller_voice import CallerVoice
 from local.errors import LocalError
@@ -16,7 +15,8 @@ from local.stack import Stack
 from muster.client import MusterClient
 from tests.calls.calling import Fleet
 from worker.fleet import workers
-from worker.fleet.redis_operations import run
+from worker.fleet.errors import StateUnavailable
+from worker.fleet.redis_operations import connect, run
 
 #: Short words, so that a test does not wait for long ones.
 BRIEF = {
@@ -65,11 +65,11 @@ def _started(options: StackOptions) -> Stack:
 def _open_joins(redis_url: str) -> None:
     """Wait for the Redis of a stack that starts, and let `/join` admit sessions."""
     deadline = time.monotonic() + 20
-    with redis.Redis.from_url(redis_url) as client:
+    with connect(redis_url) as client:
         while True:
             try:
                 return run(client, workers.open_joins("tests"))
-            except redis.ConnectionError:
+            except StateUnavailable:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
 
