@@ -3,6 +3,11 @@ SOURCES = $(wildcard celeryconfig.py graphs worker api muster local bench deploy
 
 .PHONY: help setup demo up test e2e check bench fresh platforms
 
+# Live calls need the machine for themselves; other tests mostly wait, so two processes share them, file by file, each
+# with a Redis server of its own. A server that is given is one, and its databases are emptied.
+ALONE = tests/calls $(wildcard tests/faults)
+SIDE_BY_SIDE = $(if $(TEST_REDIS_URL),,--numprocesses 2 --dist loadfile --no-loadscope-reorder)
+
 help:  ## what can be made
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -16,7 +21,8 @@ up: setup  ## start the stack and stay
 	@.venv/bin/muster up
 
 test: setup  ## the test suite, on real parts
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest $(SIDE_BY_SIDE) $(ALONE:%=--ignore=%)
+	@.venv/bin/python -m pytest $(ALONE)
 
 e2e: setup  ## the slow tests
 	@.venv/bin/python -m pytest -m slow

@@ -12,6 +12,10 @@ from local.ports import PortPicker
 from tests.provider_server import ProviderServer, provider_server
 from tests.redis_server import RedisServer
 
+# One thread of arithmetic, as in every process of the product: two that wait for each other on a busy core take several
+# times as long. numpy reads it when it is first imported, which no test has done yet.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:

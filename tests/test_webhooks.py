@@ -442,6 +442,20 @@ def test_a_webhook_without_signature_is_refused(fleet: Fleet) -> None:
         event("room_finished", room=7),
         event("room_finished", createdAt="yesterday"),
     ],
+    # An event's own id and time are others in each process that collects the tests.
+    ids=[
+        "nothing",
+        "not JSON",
+        "no object",
+        "not UTF-8",
+        "deep lists",
+        "deep objects",
+        "no id",
+        "a long id",
+        "no kind",
+        "a room that is a number",
+        "no time",
+    ],
 )
 def test_a_signed_body_that_is_no_event_is_refused(fleet: Fleet, body: bytes) -> None:
     answer = post(fleet.service(), body, sign(body))

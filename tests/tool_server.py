@@ -52,7 +52,7 @@ class ToolServer:
                 web.route("*", "/{name:.*}", self._answer),
             ]
         )
-        self._runner = web.AppRunner(app)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls).start()
         self.origin = f"{'https://localhost' if self._tls else 'http://127.0.0.1'}:{self._runner.addresses[0][1]}"

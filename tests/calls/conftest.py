@@ -1,6 +1,7 @@
 """Real calls: a whole local stack, and a second fleet beside it whose timers run out fast."""
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +14,9 @@ from local.parts import AGENT_SERVICE, ALL_PARTS, CONTROL_PLANE, PROVIDERS, WORK
 from local.stack import Stack
 from muster.client import MusterClient
 from tests.calls.calling import Fleet
+from worker.fleet import workers
+from worker.fleet.errors import StateUnavailable
+from worker.fleet.redis_operations import connect, run
 
 #: Short words, so that a test does not wait for long ones.
 BRIEF = {
@@ -36,13 +40,44 @@ def start_stack(tmp_path_factory: pytest.TempPathFactory) -> Callable[[StackOpti
 
     def start(options: StackOptions) -> Stack:
         try:
-            return Stack(options=options).__enter__()
+            return _started(options)
         except LocalError as missing:
             if os.environ.get("CI"):
                 raise
             pytest.skip(str(missing))
 
     return start
+
+
+def _started(options: StackOptions) -> Stack:
+    """A stack that serves. Its joins are open at once: that they usually wait for a lease is tested elsewhere."""
+    stack = Stack(options=options)
+    stack.launch()
+    try:
+        _open_joins(stack.settings["REDIS_URL"])
+        stack.wait_ready()
+    except BaseException:
+        stack.stop()
+        raise
+    return stack
+
+
+def _open_joins(redis_url: str) -> None:
+    """Wait for the Redis of a stack that starts, and let `/join` admit sessions."""
+    deadline = time.monotonic() + 20
+    with connect(redis_url) as client:
+        while True:
+            try:
+                return run(client, workers.open_joins("tests"))
+            except StateUnavailable:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+
+def _end(stack: Stack) -> None:
+    """At once; that a stack ends in order is tested elsewhere."""
+    stack.kill_all()
+    stack.stop()
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +103,7 @@ def fleet(start_stack: Callable[[StackOptions], Stack], tmp_path_factory: pytest
                 settings=stack.settings,
             )
     finally:
-        stack.stop()
+        _end(stack)
 
 
 @pytest.fixture(scope="session")
@@ -119,4 +154,4 @@ def _beside(
                 settings={**shared, **stack.settings},
             )
     finally:
-        stack.stop()
+        _end(stack)
