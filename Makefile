@@ -1,7 +1,7 @@
 PYTHON ?= python3
 SOURCES = $(wildcard celeryconfig.py graphs worker api muster local bench deploy examples tests)
 
-.PHONY: help setup demo up test e2e check bench fresh platforms
+.PHONY: help setup demo up test e2e check bench faults fresh platforms
 
 help:  ## what can be made
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -30,6 +30,9 @@ bench: setup  ## graph, memory, requests, joins, turns and their ends, measured 
 	@.venv/bin/python -m bench turns
 	@.venv/bin/python -m bench turns --first-token-delay 0.4
 	@.venv/bin/python -m bench endpointing
+
+faults: setup  ## 200 seeded scenarios of faults in real calls (about an hour)
+	@.venv/bin/python -m bench faults --seeds 0-199 --output faults.jsonl --log faults.log
 
 check: setup  ## lint, format and types
 	@.venv/bin/ruff check $(SOURCES)
