@@ -31,7 +31,7 @@ bench: setup  ## graph, memory, requests, joins, turns and their ends, measured 
 	@.venv/bin/python -m bench turns --first-token-delay 0.4
 	@.venv/bin/python -m bench endpointing
 
-faults: setup  ## 200 seeded scenarios of faults in real calls (about an hour)
+faults: setup  ## 200 seeded scenarios of faults in real calls (an hour and a half)
 	@.venv/bin/python -m bench faults --seeds 0-199 --output faults.jsonl --log faults.log
 
 check: setup  ## lint, format and types
