@@ -17,6 +17,7 @@ from worker.call.own_record import OwnRecord
 from worker.call.serving import Serving
 from worker.call.settings import CallSettings
 from worker.call.talking import talk
+from worker.fleet.actions import Actions
 from worker.fleet.app import create_producer
 from worker.fleet.child import Child
 from worker.fleet.endings import Endings
@@ -100,9 +101,13 @@ class _Service:
         def publish(session: Session) -> None:
             publisher(create_producer(settings.broker_url), join_ttl=settings.join_ttl)(session)
 
+        # What an owner does with its own session is not done in another's place, and counted nowhere.
+        actions = Actions()
         # The agent has left the room by then.
-        endings = Endings(client=client, remove_ghost=_leave_alone)
-        return Recovery(client=client, endings=endings, publish=publish, lifetime=settings.session_hold)
+        endings = Endings(client=client, actions=actions, remove_ghost=_leave_alone)
+        return Recovery(
+            client=client, actions=actions, endings=endings, publish=publish, lifetime=settings.session_hold
+        )
 
     @contextmanager
     def _watching_signals(self) -> Iterator[None]:
