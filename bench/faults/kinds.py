@@ -48,6 +48,8 @@ class Kind:
     empties: bool = False
     #: Ends that the call may have instead of going on.
     may_end: tuple[str, ...] = ()
+    #: Its process may hang in leaving the call, until its keeper kills it.
+    hangs: bool = False
     #: It may cost the call its owner.
     loses_owner: bool = False
 
@@ -251,7 +253,7 @@ async def lose_message(ground: Ground, aim: Aim) -> None:
     await stealing
 
 
-@kind(loses_owner=True, may_end=("internal_error",))
+@kind(loses_owner=True, may_end=("internal_error",), hangs=True)
 async def exhaust_memory(ground: Ground, aim: Aim) -> None:
     """The process that runs the call gets no memory any more (RLIMIT_AS)."""
     process = psutil.Process(aim.child.pid)

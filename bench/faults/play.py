@@ -42,6 +42,8 @@ _ENDED_WITHIN = 10.0
 CLEAN_WITHIN = LEASE + LEAVING + 3 * BEAT
 #: Seconds LiveKit keeps a participant whose process is gone, when nobody could remove it.
 _GHOST = 30.0
+#: Seconds after which a process that hangs in leaving a call is killed.
+_HANGS = 45.0
 _TENANT = "default"
 
 
@@ -245,12 +247,18 @@ class Play:
             left[:] = await self._leftovers()
             return not left
 
-        gone = any(KINDS[each.kind].deafens or KINDS[each.kind].deafens_all for each in self._struck)
         try:
-            waited = await self._ground.until(is_clean, within=_GHOST if gone else CLEAN_WITHIN, what="clean stack")
+            waited = await self._ground.until(is_clean, within=self._clean_within, what="clean stack")
             self._tell(f"clean after {waited:.1f} s")
         except TimeoutError:
             self._result.violations.extend(f"left behind: {each}" for each in left)
+
+    @property
+    def _clean_within(self) -> float:
+        kinds = [KINDS[each.kind] for each in self._struck]
+        if any(kind.hangs for kind in kinds):
+            return CLEAN_WITHIN + _HANGS
+        return _GHOST if any(kind.deafens or kind.deafens_all for kind in kinds) else CLEAN_WITHIN
 
     async def _leftovers(self) -> list[str]:
         """What of the calls is still there."""
