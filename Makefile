@@ -1,7 +1,7 @@
 PYTHON ?= python3
 SOURCES = $(wildcard celeryconfig.py graphs worker api muster local bench deploy examples tests)
 
-.PHONY: help setup demo up test e2e check bench fresh platforms
+.PHONY: help setup demo up test e2e check bench faults fresh platforms
 
 # Live calls need the machine for themselves; other tests mostly wait, so two processes share them, file by file, each
 # with a Redis server of its own. A server that is given is one, and its databases are emptied.
@@ -36,6 +36,9 @@ bench: setup  ## graph, memory, requests, joins, turns and their ends, measured 
 	@.venv/bin/python -m bench turns
 	@.venv/bin/python -m bench turns --first-token-delay 0.4
 	@.venv/bin/python -m bench endpointing
+
+faults: setup  ## 200 seeded scenarios of faults in real calls (an hour and a half)
+	@.venv/bin/python -m bench faults --seeds 0-199 --output faults.jsonl --log faults.log
 
 check: setup  ## lint, format and types
 	@.venv/bin/ruff check $(SOURCES)

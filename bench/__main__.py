@@ -9,6 +9,7 @@ from rich.console import Console
 
 from bench.drains import measure_drains
 from bench.endpointing import measure_endpointing
+from bench.faults.command import faults
 from bench.graph import measure_graph
 from bench.join_storm import measure_join_storm
 from bench.joins import measure_joins
@@ -187,6 +188,8 @@ def _show(report: Report, output: Path | None) -> None:
     if output is not None:
         output.write_text(json.dumps(report.to_json(), indent=2) + "\n")
 
+
+main.add_command(faults)
 
 if __name__ == "__main__":
     main()

@@ -59,6 +59,7 @@ class _Process:
         self.ready = False
         self.ended = False
         self.end_is_expected = False
+        self.leaves_orphans = False
 
     def spawn(self) -> None:
         self._set_earlier_log_aside()
@@ -164,6 +165,11 @@ class Stack:
         assert process is not None, f"{name} has not been started"
         return process.pid
 
+    def is_running(self, name: str) -> bool:
+        """Whether the part's first process is there."""
+        process = self._processes[name].popen
+        return process is not None and process.poll() is None
+
     def exit_code(self, name: str) -> int | None:
         """How a part has ended; None while it runs."""
         process = self._processes[name].popen
@@ -223,10 +229,14 @@ class Stack:
         if self.failure is not None:
             raise self.failure
 
-    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """End one part on purpose and wait for its end; the stack goes on without it."""
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL, *, with_orphans: bool = True) -> None:
+        """End one part on purpose and wait for its end; the stack goes on without it.
+
+        Without `with_orphans` its children are left to themselves, until the stack ends.
+        """
         process = self._processes[name]
         process.end_is_expected = True
+        process.leaves_orphans = not with_orphans
         process.signal(number)
         with self._changed:
             self._changed.wait_for(lambda: process.ended)
@@ -282,7 +292,8 @@ class Stack:
         if process.popen is not None:
             self._await_readiness(process)
             code = process.popen.wait()
-            process.kill()
+            if not process.leaves_orphans:
+                process.kill()
             self._guard.forget(process.popen.pid)
         with self._changed:
             process.ended = True

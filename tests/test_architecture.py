@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "local": {"local", "api", "worker", "graphs"},
     "muster": {"muster", "local", "api", "worker", "graphs"},
     "examples": {"muster", "graphs"},
-    "bench": {"bench", "local", "api", "worker", "graphs"},
+    "bench": {"bench", "muster", "local", "api", "worker", "graphs"},
 }
 
 TOP_LEVEL = {

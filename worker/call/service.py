@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 
@@ -29,6 +31,10 @@ from worker.fleet.task_states import DRAINING
 from worker.fleet.times import STAMP
 
 logger = logging.getLogger(__name__)
+
+#: Seconds from the decided end to the end of everything: room, tools, turns and pipeline have bounds of their own,
+#: which add up to less. What waits for Redis gives signs of life itself.
+_LEFT_WITHIN = 40.0
 
 
 def serve(session_id: str, epoch: int, *, child: Child, announce: Callable[[str], None]) -> Reason | str | None:
@@ -170,10 +176,16 @@ class _Service:
             self._ending.decide(Reason.INTERNAL_ERROR)
 
     async def _stamp(self) -> None:
-        """Show the keeper that this event loop lives."""
-        while True:
+        """Show the keeper that this event loop lives, and after the end is decided only for as long as leaving takes.
+
+        A process that hangs in that is killed by the keeper, which gives its slot back.
+        """
+        until = math.inf
+        while time.monotonic() < until:
             self._child.slot.stamp()
             await asyncio.sleep(STAMP)
+            if self._ending.is_decided:
+                until = min(until, time.monotonic() + _LEFT_WITHIN)
 
 
 async def _leave_alone(session: Session) -> None:
