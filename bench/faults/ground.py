@@ -13,11 +13,11 @@ import redis
 
 from bench.faults.processes import Workers, send
 from bench.faults.watcher import NAME, Watcher
+from bench.service import AgentService
 from local.guard import MARKER, marked_processes
 from local.link import Link
 from local.parts import AGENT_SERVICE, LIVEKIT, PROVIDERS, REDIS, WORKER, StackOptions, link_name
 from local.stack import Stack
-from muster.client import MusterClient
 from worker.fleet.errors import StateUnavailable
 from worker.fleet.redis_operations import connect, run
 from worker.fleet.workers import Fleet, fleet
@@ -56,7 +56,7 @@ class Ground:
         self.stack = stack
         self.watcher = watcher
         self.workers = Workers(stack, count=WORKERS)
-        self.client = MusterClient(agent_service=stack.urls[AGENT_SERVICE])
+        self.client = AgentService(stack.urls[AGENT_SERVICE])
         self._restarts = asyncio.Lock()
 
     async def kill(self, part: str, number: signal.Signals = signal.SIGKILL, *, with_orphans: bool = True) -> None:

@@ -11,9 +11,9 @@ import psutil
 
 from bench.faults.ground import Ground
 from bench.faults.processes import Child, send
+from bench.service import ServiceError
 from local.link import Link
 from local.parts import AGENT_SERVICE, LIVEKIT, REDIS
-from muster.errors import MusterError
 from worker.fleet.app import create_producer
 from worker.fleet.publishing import RECOVERY_QUEUE, TASK_NAME
 
@@ -304,7 +304,7 @@ async def hand_over(ground: Ground, aim: Aim) -> None:
     """An operator asks for a hand-over."""
     try:
         await asyncio.to_thread(ground.client.hand_over, aim.session_id)
-    except MusterError:
+    except ServiceError:
         # Another fault may be under way that makes it impossible.
         return
 

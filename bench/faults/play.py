@@ -21,10 +21,9 @@ from bench.faults.kinds import KINDS, Aim
 from bench.faults.ledger import Sheet
 from bench.faults.scenario import Planned, Scenario
 from bench.marked_call import MarkedCall, count_words, marked_call
+from bench.service import ServiceError, Turn
 from local.audio import SAMPLE_RATE
 from local.marks import find_marks, full_scale
-from muster.client import Turn
-from muster.errors import MusterError
 from worker.fleet import admission
 from worker.fleet.errors import StateUnavailable
 from worker.fleet.redis_operations import connect, run
@@ -177,7 +176,7 @@ class Play:
         self._tell(f"{planned.fault} of {child.worker}, process {child.pid}, epoch {aim.epoch}")
         try:
             await kind.act(self._ground, aim)
-        except (LookupError, psutil.NoSuchProcess, MusterError) as error:
+        except (LookupError, psutil.NoSuchProcess, ServiceError) as error:
             self._note(f"{planned.fault}: {type(error).__name__}: {error}")
         self._struck.append(Struck(planned.fault, call.session_id, child.worker, began, time.time()))
         self._tell(f"{planned.fault} is over after {time.time() - began:.1f} s")
@@ -237,7 +236,7 @@ class Play:
                 if call.session_id in before:
                     self._blame(call, "is over and was joined again")
                 await asyncio.to_thread(self._ground.client.leave, call.session_id)
-        except (MusterError, TimeoutError) as error:
+        except (ServiceError, TimeoutError) as error:
             self._result.violations.append(f"the caller came back and was not greeted: {error}")
 
     async def _check_leaks(self) -> None:
@@ -304,7 +303,7 @@ class Play:
     async def _turns(self, call: MarkedCall) -> tuple[Turn, ...]:
         try:
             return await call.turns()
-        except MusterError:
+        except ServiceError:
             return ()
 
     def _judge_call(self, call: MarkedCall, turns: Sequence[Turn], until: float) -> CallResult:
