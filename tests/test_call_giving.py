@@ -21,6 +21,7 @@ from worker.call.handing_over import Giver, Messages, Successor, Wish
 from worker.call.own_record import OwnRecord
 from worker.conversation.transcript import Transcript, Turn
 from worker.fleet import admission, handing_over, record_moves, records, workers
+from worker.fleet.actions import Actions
 from worker.fleet.child import Child
 from worker.fleet.endings import Endings
 from worker.fleet.recovery import Recovery
@@ -61,14 +62,17 @@ class Agent:
 
     def __post_init__(self) -> None:
         self.ending = Ending(self.session.session_id)
-        endings = Endings(client=self.client, remove_ghost=_nobody)
+        actions = Actions()
+        endings = Endings(client=self.client, actions=actions, remove_ghost=_nobody)
         self.record = OwnRecord(
             self.session,
             client=self.client,
             child=Child(worker_id=self.session.owner, table=Table.create(slots=1), index=0),
             ending=self.ending,
             baton=self.baton,
-            recovery=Recovery(client=self.client, endings=endings, publish=self.published.append, lifetime=HOLD),
+            recovery=Recovery(
+                client=self.client, actions=actions, endings=endings, publish=self.published.append, lifetime=HOLD
+            ),
             hold=HOLD,
             emptied=0,
         )
