@@ -79,6 +79,17 @@ async def test_a_turn_that_ends_after_a_pass_between_turns_is_answered() -> None
     assert await (await listener.hear()) is True
 
 
+async def test_a_sentence_that_is_said_while_the_baton_is_being_taken_is_answered() -> None:
+    listener = Listener()
+    passed_at = listener.baton.now()
+    listener.after(0.2)
+    parked = await listener.hear()
+    listener.after(0.5)
+    assert not parked.done()
+    listener.baton.take(is_open=False, passed_at=passed_at)
+    assert await parked is True
+
+
 async def test_who_is_giving_the_baton_parks_what_it_hears_until_it_is_known_who_answers() -> None:
     baton = Baton(is_held=True)
     assert await baton.may_answer() is True

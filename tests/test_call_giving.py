@@ -71,11 +71,7 @@ class Agent:
             ending=self.ending,
             baton=self.baton,
             recovery=Recovery(
-                client=self.client,
-                actions=actions,
-                endings=endings,
-                publish=self.published.append,
-                lifetime=HOLD,
+                client=self.client, actions=actions, endings=endings, publish=self.published.append, lifetime=HOLD
             ),
             hold=HOLD,
             emptied=0,

@@ -59,7 +59,7 @@ class Baton:
         self.taken_at: float | None = None
         self._held = asyncio.Event()
         self._changed = asyncio.Event()
-        self._taken_at = 0.0
+        self._passed_at = 0.0
         self._was_open = True
         self._committed_at = 0.0
         self._speech = _Speech()
@@ -76,10 +76,14 @@ class Baton:
         """Until it was taken."""
         await self._held.wait()
 
-    def take(self, *, is_open: bool) -> None:
-        """Answer from here on; `is_open` tells whether the caller was in the middle of a turn when it was passed."""
+    def take(self, *, is_open: bool, passed_at: float | None = None) -> None:
+        """Answer from here on; `is_open` tells whether the caller was in the middle of a turn when it was passed.
+
+        That was heard at `passed_at`, as `now` counts, or just now. What the caller has said since then is this
+        agent's to answer, also when taking it has lasted.
+        """
         self.taken_at = time.monotonic()
-        self._taken_at, self._was_open = self._clock(), is_open
+        self._passed_at, self._was_open = passed_at or self._clock(), is_open
         self._held.set()
         self._change()
 
@@ -135,7 +139,7 @@ class Baton:
 
     def _is_settled(self, begun_at: float, ended_at: float) -> bool:
         """Whether the last owner has dealt with this turn, which may have ended after it was passed."""
-        return self._committed_at > begun_at or (not self._was_open and ended_at < self._taken_at)
+        return self._committed_at > begun_at or (not self._was_open and ended_at < self._passed_at)
 
     def is_between_turns(self, *, heard_since: float) -> bool:
         """Whether nothing is to be answered but what the caller has begun to say after `heard_since`."""

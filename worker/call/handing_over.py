@@ -327,6 +327,8 @@ class Successor:
         self._ending = ending
         self._messages = messages
         self._lifetime = lifetime
+        #: When the pass was heard of, as the baton counts.
+        self.passed_at = 0.0
         self._cursor = begun.cursor
         self._is_caught_up = False
 
@@ -343,6 +345,7 @@ class Successor:
                 self._ending.supersede()
                 return
         await self._messages.passed.wait()
+        self.passed_at = self._baton.now()
 
     def decide(self) -> Verdict:
         """What the owner may count on that does not know whether it has passed the baton: from here on it is so."""

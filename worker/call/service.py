@@ -16,6 +16,7 @@ from worker.call.errors import ConnectFailed, SpeechNotRendered
 from worker.call.handing_over import Messages, Wish
 from worker.call.obeying import obey
 from worker.call.own_record import OwnRecord
+from worker.call.room import open_ghosts
 from worker.call.serving import Serving
 from worker.call.settings import CallSettings
 from worker.call.talking import talk
@@ -68,6 +69,8 @@ class _Service:
         self._wish = Wish()
         # From before the claim: what Redis loses from then on is registered again.
         self._emptied = child.emptied
+        # Nobody acts in this owner's place, so nothing is counted as that.
+        self._actions = Actions()
 
     async def run(self) -> Reason | str | None:
         """Claim, serve, record the end and release the room; why the session is over."""
@@ -82,37 +85,44 @@ class _Service:
                 hold=self._settings.session_hold,
             )
             claimed = await claiming.claim()
-            record = self._own_record(claimed, client) if claimed else None
+            endings = self._endings(client)
+            record = self._own_record(claimed, client, endings) if claimed else None
             if claimed and record:
                 with self._watching_signals():
                     await self._serve(claimed, record, client)
+            await endings.close()
             self._child.slot.clear()
             return await record.outcome() if record else None
 
-    def _own_record(self, claimed: Claimed, client: "redis.asyncio.Redis") -> OwnRecord:
+    def _endings(self, client: "redis.asyncio.Redis") -> Endings:
+        ghosts = open_ghosts(self._settings)
+        # The agent itself has left the room by then.
+        return Endings(client=client, actions=self._actions, remove_ghost=_leave_alone, tell_room=ghosts.tell_failed)
+
+    def _own_record(self, claimed: Claimed, client: "redis.asyncio.Redis", endings: Endings) -> OwnRecord:
         return OwnRecord(
             claimed.session,
             client=client,
             child=self._child,
             ending=self._ending,
             baton=claimed.baton,
-            recovery=self._recovery(client),
+            recovery=self._recovery(client, endings),
             hold=self._settings.session_hold,
             emptied=self._emptied,
         )
 
-    def _recovery(self, client: "redis.asyncio.Redis") -> Recovery:
+    def _recovery(self, client: "redis.asyncio.Redis", endings: Endings) -> Recovery:
         settings = self._settings
 
         def publish(session: Session) -> None:
             publisher(create_producer(settings.broker_url), join_ttl=settings.join_ttl)(session)
 
-        # What an owner does with its own session is not done in another's place, and counted nowhere.
-        actions = Actions()
-        # The agent has left the room by then.
-        endings = Endings(client=client, actions=actions, remove_ghost=_leave_alone)
         return Recovery(
-            client=client, actions=actions, endings=endings, publish=publish, lifetime=settings.session_hold
+            client=client,
+            actions=self._actions,
+            endings=endings,
+            publish=publish,
+            lifetime=settings.session_hold,
         )
 
     @contextmanager

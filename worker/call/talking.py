@@ -47,7 +47,7 @@ _DRAIN_LOOK = 0.25
 _LOAD_RETRY = 0.5
 _LOAD_LIMIT = 20.0
 #: Seconds a successor reads what was said last; it has followed what was said before.
-_CATCH_UP_LIMIT = 1.5
+_CATCH_UP_LIMIT = 1.0
 #: Seconds the last turns may take to reach Redis.
 _FLUSH_LIMIT = 2.0
 #: Seconds for which the end of a call is not recorded because a tool is still at work, for instance a ticket's.
@@ -121,28 +121,33 @@ class _Talk:
         successor = await self._stand_by(begun)
         if not await serving.ending.unless_decided(successor.stand_by()):
             return False
-        begun = await self._catch_up(successor)
-        unanswered = await _unanswered(serving, begun.messages)
+        begun, unanswered = await self._catch_up(successor)
         # Without an await from here on. Renounced meanwhile, perhaps: then the last owner talks already.
         if serving.ending.is_decided:
             return False
         self.agent.restore(begun.messages, active=begun.active or None)
-        serving.baton.take(is_open=serving.messages.is_open)
+        serving.baton.take(is_open=serving.messages.is_open, passed_at=successor.passed_at)
         serving.record.is_live = True
         serving.announce(LIVE)
         self.line.call.take_over(unanswered)
         return True
 
-    async def _catch_up(self, successor: Successor) -> entities.Session:
-        """What was said until the baton was passed; the caller does not wait for a Redis that has gone away since."""
+    async def _catch_up(self, successor: Successor) -> tuple[entities.Session, Message | None]:
+        """What was said until the baton was passed, and what of it is unanswered.
+
+        The caller does not wait for a Redis that has gone away since.
+        """
+        serving = self.serving
         try:
             async with asyncio.timeout(_CATCH_UP_LIMIT):
-                begun = await load(self.serving, self.conversation)
-                await self.serving.record.insist(successor.notes())
-                return begun or successor.followed()
+                begun = await load(serving, self.conversation)
+                await serving.record.insist(successor.notes())
+                begun = begun or successor.followed()
+                return begun, await _unanswered(serving, begun.messages)
         except TimeoutError:
-            logger.warning("went on with what was followed", extra={"session": self.serving.session.session_id})
-            return successor.followed()
+            logger.warning("went on with what was followed", extra={"session": serving.session.session_id})
+            begun = successor.followed()
+            return begun, _last_words(begun.messages)
 
     async def _stand_by(self, begun: entities.Session) -> Successor:
         serving = self.serving
@@ -232,14 +237,19 @@ async def _store_rest(serving: Serving, agent: SupervisorAgent, transcript: Tran
 
 async def _unanswered(serving: Serving, messages: Sequence[Message]) -> Message | None:
     """The caller's last words, if nothing was said after them; whoever wrote words sends them again instead."""
-    spoken = [each for each in messages if each.role == "user" or (each.role == "assistant" and each.content)]
-    if not spoken or spoken[-1].role != "user":
+    last = _last_words(messages)
+    if last is None:
         return None
     try:
-        written = await is_written(serving.client, serving.session.session_id, spoken[-1].id)
+        written = await is_written(serving.client, serving.session.session_id, last.id)
     except StateUnavailable:
         written = False
-    return None if written else spoken[-1]
+    return None if written else last
+
+
+def _last_words(messages: Sequence[Message]) -> Message | None:
+    spoken = [each for each in messages if each.role == "user" or (each.role == "assistant" and each.content)]
+    return spoken[-1] if spoken and spoken[-1].role == "user" else None
 
 
 async def _cut_off(serving: Serving, messages: Sequence[Message]) -> str:
