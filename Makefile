@@ -3,9 +3,9 @@ SOURCES = $(wildcard celeryconfig.py graphs worker api muster local bench deploy
 
 .PHONY: help setup demo up test e2e check bench faults fresh platforms
 
-# Live calls need the machine for themselves; other tests mostly wait, so two processes share them, file by file, each
+# Live calls and the dead man need the machine for themselves; other tests mostly wait: two processes share them, each
 # with a Redis server of its own. A server that is given is one, and its databases are emptied.
-ALONE = tests/calls $(wildcard tests/faults)
+ALONE = tests/calls $(wildcard tests/faults) tests/test_call_dead_man.py
 SIDE_BY_SIDE = $(if $(TEST_REDIS_URL),,--numprocesses 2 --dist loadfile --no-loadscope-reorder)
 
 help:  ## what can be made

@@ -20,7 +20,9 @@ PATIENCE = 5.0
 @pytest.fixture(scope="module")
 def fleet(redis_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatFleet]:
     directory = tmp_path_factory.mktemp("chat")
-    with open_chat_fleet(redis_database, number=10, directory=directory, MUSTER_CHAT_PATIENCE=str(PATIENCE)) as fleet:
+    # A stopped process must not take its own standstill for the model's.
+    environ = {"MUSTER_CHAT_PATIENCE": str(PATIENCE), "MUSTER_PROVIDER_TIMEOUT": "60"}
+    with open_chat_fleet(redis_database, number=10, directory=directory, **environ) as fleet:
         yield fleet
 
 
@@ -126,7 +128,7 @@ def test_a_worker_that_hung_is_refused_when_it_wakes(fleet: ChatFleet, worker: C
     with fleet.worker():
         events = fleet.say("And the family plan?", session_id)
         worker.send(signal.SIGCONT)
-        wait_until(lambda: any("'lost'" in line for line in worker.lines), within=10)
+        wait_until(lambda: any("'lost'" in line for line in worker.lines), within=10, what=lambda: worker.lines[-20:])
 
     assert events[-1].kind == "done"
     words = [("user", PRICE), ("user", "And the family plan?"), ("assistant", text_of(events))]

@@ -76,7 +76,8 @@ from local.providers.__main__ import load_app
 SPEECH = {"model": "tts-1", "input": "Hi.", "voice": "agent", "response_format": "pcm"}
 
 async def ask():
-    options = argparse.Namespace(knowledge=DEMO, log=None, no_speech=False, first_token_delay=0.0, token_interval=0.0)
+    delays = {"first_token_delay": 0.0, "token_interval": 0.0}
+    options = argparse.Namespace(knowledge=DEMO, log=None, no_speech=False, marked=False, **delays)
     async with TestClient(TestServer(load_app(options))) as client:
         spoken = await client.post("/v1/audio/speech", json=SPEECH)
         said = {"messages": [{"role": "user", "content": "Hello"}], "model": "any"}
