@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,7 +162,8 @@ class JoinStorm:
                 group.create_task(self._leave_what_is_live(list(joins), [killing, *sending]))
         finally:
             watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            with suppress(asyncio.CancelledError):
+                await watching
             await asyncio.gather(*(self._callers.pop(room).disconnect() for room in list(self._callers)))
 
     async def _send(self, request: Request) -> None:
