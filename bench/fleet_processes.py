@@ -66,11 +66,13 @@ class FleetProcesses:
         worker = self._worker()
         table = self._table(worker)
         # Until they are counted, children that live on for a moment must not be taken for others.
-        self.being_killed |= _agents(table)
-        self._stack.kill(worker)
         agents = _agents(table)
+        self.being_killed |= agents
+        self._stack.kill(worker)
+        agents |= _agents(table)
+        self.being_killed |= agents
         self._stack.start(worker)
-        return Killed("parent", self.being_killed | agents)
+        return Killed("parent", agents)
 
     def kill_api_process(self) -> Killed:
         """One of the agent service's processes, which its parent replaces."""

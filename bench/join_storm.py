@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +53,10 @@ _ENVIRONMENT = {
     # Two processes of the agent service behind one port.
     "WEB_CONCURRENCY": "2",
 }
+
+
+#: The status of an answer to a join that made a session.
+_CREATED = 202
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,8 @@ class JoinStorm:
                 group.create_task(self._leave_what_is_live(list(joins), [killing, *sending]))
         finally:
             watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            with suppress(asyncio.CancelledError):
+                await watching
             await asyncio.gather(*(self._callers.pop(room).disconnect() for room in list(self._callers)))
 
     async def _send(self, request: Request) -> None:
@@ -365,12 +371,14 @@ def _verdicts(outcome: Outcome, sightings: Sightings) -> Iterator[str]:
     left = {what: value for what, value in outcome.left_behind.items() if value}
     yield verdict(not left, f"left behind: {left or 'nothing'}")
     served = {each.room for key, each in sessions.items() if key in outcome.was_live}
-    yield f"Rooms that had a live agent: {len(served)}; {_repeated(outcome.answers)}"
+    yield _repeated(outcome.answers)
+    rooms = {answer.request.room for answer in outcome.answers}
+    yield verdict(served >= rooms, f"rooms that had a live agent: {len(served & rooms)} of {len(rooms)}")
 
 
 def _repeated(answers: Sequence[Answer]) -> str:
-    """How many keys were used more than once, and whether each of them made one session."""
-    ordered = sorted((each for each in answers if each.session_id and each.request.key), key=_key)
+    """Whether each key made one session at most; while another one's is in the room, a join answers with that."""
+    ordered = sorted((each for each in answers if each.status == _CREATED and each.request.key), key=_key)
     sessions = [{each.session_id for each in group} for _, group in itertools.groupby(ordered, key=_key)]
     several = sum(len(found) > 1 for found in sessions)
     return verdict(not several, f"idempotency keys that made more than one session: {several} of {len(sessions)}")

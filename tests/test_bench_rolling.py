@@ -117,7 +117,8 @@ def test_a_drain_fails_by_its_code_its_time_its_history_and_a_join_that_it_serve
 
 
 def storm_notes(*sessions: Session, sightings: Sightings | None = None, answers: tuple[Answer, ...] = ()) -> list[str]:
-    outcome = join_storm.Outcome(list(answers), sessions={each.session_id: each for each in sessions})
+    by_id = {each.session_id: replace(each, room="a") for each in sessions}
+    outcome = join_storm.Outcome(list(answers), sessions=by_id, was_live=set(by_id))
     return failures(join_storm._report(outcome, sightings or Sightings(), rooms=1, seed=0).notes)
 
 
@@ -125,7 +126,8 @@ def test_a_storm_fails_by_a_session_without_end_and_by_a_key_that_made_two() -> 
     over = replace(new_session(), state=State.ENDED, reason=Reason.LEFT)
     other = replace(over, session_id=f"{over.session_id}-other")
     answers = [Answer(Request("a", "key"), 0.1, 202, "", each.session_id) for each in (over, other)]
-    assert storm_notes(over, other, answers=(answers[0],)) == []
+    found = replace(answers[1], status=200)
+    assert storm_notes(over, other, answers=(answers[0], found)) == []
     assert len(storm_notes(over, other, answers=tuple(answers))) == 1
     assert len(storm_notes(over, replace(other, state=State.RECOVERING))) == 1
     assert len(storm_notes(over, answers=(answers[1],))) == 1
