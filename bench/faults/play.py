@@ -269,7 +269,7 @@ class Play:
         for conversation in self._conversations:
             left += [f"{identity} in the room" for identity in await self._agents_in(conversation.call.room)]
         left += await asyncio.to_thread(self._ground.orphans)
-        return left
+        return left or await asyncio.to_thread(self._ground.active_tasks, fleet)
 
     def _holders(self) -> Sequence[str]:
         with connect(self._ground.stack.settings["REDIS_URL"]) as client:
