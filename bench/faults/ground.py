@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import psutil
 import redis
+from kombu.exceptions import OperationalError
 
 from bench.faults.processes import Workers, send
 from bench.faults.watcher import NAME, Watcher
@@ -106,7 +107,11 @@ class Ground:
         """The tasks that these workers say they run: a process may have cleared its slot and not have ended them."""
         names = [worker.worker_id.rpartition("#")[0] for worker in workers.workers]
         with create_producer(self.stack.settings["REDIS_URL"]) as producer:
-            answers = producer.control.inspect(destination=names, timeout=_ANSWER).active() or {}
+            try:
+                answers = producer.control.inspect(destination=names, timeout=_ANSWER).active() or {}
+            except (redis.RedisError, OperationalError):
+                # The library keeps connections, also to a server that was restarted.
+                return ["the workers' remote control does not answer"]
         return [f"task {task['id']} active in {name}" for name, tasks in answers.items() for task in tasks]
 
     def orphans(self) -> list[str]:
