@@ -1,5 +1,6 @@
 """The command that plays scenarios."""
 
+import logging
 from pathlib import Path
 
 import click
@@ -14,6 +15,8 @@ from bench.faults.run import play_seeds
 @click.option("--log", type=click.Path(path_type=Path), help="Add what happens to this file.")
 def faults(seeds: str, seed: int | None, output: Path | None, log: Path | None) -> None:
     """Seeded faults in real calls: each scenario breaks parts of a stack, and the invariants must hold all the time."""
+    # The callers' own client tells of every connection that a fault has cut.
+    logging.getLogger("livekit").setLevel(logging.CRITICAL)
     first, _, last = seeds.partition("-")
     chosen = range(int(first), int(last or first) + 1) if seed is None else (seed,)
     failed = play_seeds(chosen, output=output, log=log, show=click.echo, is_told=seed is not None)
