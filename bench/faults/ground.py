@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import psutil
 import redis
+from kombu.exceptions import OperationalError
 
 from bench.faults.processes import Workers, send
 from bench.faults.watcher import NAME, Watcher
@@ -18,6 +19,7 @@ from local.guard import MARKER, marked_processes
 from local.link import Link
 from local.parts import AGENT_SERVICE, LIVEKIT, PROVIDERS, REDIS, WORKER, StackOptions, link_name
 from local.stack import Stack
+from worker.fleet.app import create_producer
 from worker.fleet.errors import StateUnavailable
 from worker.fleet.redis_operations import connect, run
 from worker.fleet.workers import Fleet, fleet
@@ -45,6 +47,8 @@ OPTIONS = StackOptions(
     first_token_delay=0.4,
 )
 _POLL = 0.1
+#: Seconds a worker has to answer its remote control.
+_ANSWER = 2.0
 #: Seconds a stack may take to be as it was.
 MENDED_WITHIN = 40.0
 
@@ -98,6 +102,17 @@ class Ground:
             for each in client.client_list():
                 if each["name"] != NAME and int(each["id"]) != own:
                     client.client_kill_filter(_id=each["id"])
+
+    def active_tasks(self, workers: Fleet) -> list[str]:
+        """The tasks that these workers say they run: a process may have cleared its slot and not have ended them."""
+        names = [worker.worker_id.rpartition("#")[0] for worker in workers.workers]
+        with create_producer(self.stack.settings["REDIS_URL"]) as producer:
+            try:
+                answers = producer.control.inspect(destination=names, timeout=_ANSWER).active() or {}
+            except (redis.RedisError, OperationalError):
+                # The library keeps connections, also to a server that was restarted.
+                return ["the workers' remote control does not answer"]
+        return [f"task {task['id']} active in {name}" for name, tasks in answers.items() for task in tasks]
 
     def orphans(self) -> list[str]:
         """Processes of the stack that none of its parts knows any more."""

@@ -21,7 +21,8 @@ NOTICED = LEADER_LOCK + 2 * BEAT
 CLAIMED = 2.0
 #: Seconds from the end of an utterance to its turn's, if nobody disturbs it.
 TURN_ENDS = 1.5
-#: Seconds an agent may need to hear again when what kept it from it is over, and when LiveKit was away.
+#: Seconds an agent may need to hear again when what kept it from it is over, and when LiveKit could not be reached: its
+#: client waits up to five seconds between two tries.
 HEARS_AGAIN = 1.0
 REJOINED = 6.0
 #: Seconds between two hearings of one mark that are one.
@@ -109,7 +110,7 @@ def deaf_spans(entries: Sequence[Entry], struck: Sequence[Struck]) -> list[Span]
         if kind.deafens_all:
             spans.append((each.began, each.ended + REJOINED))
         elif kind.deafens and each.worker == _worker_at(entries, each.began):
-            spans.append((each.began, each.ended + HEARS_AGAIN))
+            spans.append((each.began, each.ended + (REJOINED if kind.cuts_signal else HEARS_AGAIN)))
     for index, entry in enumerate(entries):
         if entry.state is State.RECOVERING:
             spans.append((_cause(entry.at, struck), _live_after(entries[index:]) + HEARS_AGAIN))
@@ -215,6 +216,12 @@ def heard_marks(marks: Iterable[HeardMark], said: Sequence[Said], *, started_at:
         if numbers:
             heard.append(Heard(numbers[-1], each.mark, at, identity))
     return heard
+
+
+def gone_violations(stored: Sequence[Stored], item_ids: Iterable[str | None]) -> list[str]:
+    """What was stored stays stored; `item_ids` are those that can be read at the end."""
+    there = set(item_ids)
+    return [f"a stored turn is gone: {each.turn.get('text')}" for each in stored if each.turn["item_id"] not in there]
 
 
 def may_vanish(struck: Sequence[Struck]) -> bool:

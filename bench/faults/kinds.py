@@ -44,6 +44,8 @@ class Kind:
     deafens: bool = False
     #: No agent hears or is heard while it lasts.
     deafens_all: bool = False
+    #: LiveKit's client must connect anew after it, which it tries every few seconds.
+    cuts_signal: bool = False
     #: Redis may forget everything.
     empties: bool = False
     #: Ends that the call may have instead of going on.
@@ -196,21 +198,21 @@ async def deafen_redis_link(ground: Ground, aim: Aim) -> None:
         await asyncio.to_thread(link.mend)
 
 
-@kind(loses_owner=True, deafens=True)
+@kind(loses_owner=True, deafens=True, cuts_signal=True)
 async def cut_livekit_link(ground: Ground, aim: Aim) -> None:
     """Its worker's signalling with LiveKit is cut; the media goes on."""
     link = _link(ground, aim, LIVEKIT)
     await ground.over_link(link, link.cut, aim.seconds)
 
 
-@kind(loses_owner=True, deafens=True)
+@kind(loses_owner=True, deafens=True, cuts_signal=True)
 async def stall_livekit_link(ground: Ground, aim: Aim) -> None:
     """Nothing passes on its worker's signalling with LiveKit for a while."""
     link = _link(ground, aim, LIVEKIT)
     await ground.over_link(link, link.stall, aim.seconds)
 
 
-@kind(loses_owner=True, deafens=True)
+@kind(loses_owner=True, deafens=True, cuts_signal=True)
 async def deafen_livekit_link(ground: Ground, aim: Aim) -> None:
     """What LiveKit says to its worker is lost."""
     link = _link(ground, aim, LIVEKIT)

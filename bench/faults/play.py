@@ -269,7 +269,7 @@ class Play:
         for conversation in self._conversations:
             left += [f"{identity} in the room" for identity in await self._agents_in(conversation.call.room)]
         left += await asyncio.to_thread(self._ground.orphans)
-        return left
+        return left or await asyncio.to_thread(self._ground.active_tasks, fleet)
 
     def _holders(self) -> Sequence[str]:
         with connect(self._ground.stack.settings["REDIS_URL"]) as client:
@@ -311,7 +311,9 @@ class Play:
         struck = self._struck
         unowned = self._ground.watcher.look_into(lambda ledger: ledger.unowned(call.session_id, until=until))
         deaf = invariants.deaf_spans(sheet.entries, struck)
-        heard, count = _heard(call), count_words(call.said, turns)
+        # Also what a server that was emptied has forgotten: whoever talks must not.
+        stored = _turns(sheet)
+        heard, count = _heard(call), count_words(call.said, stored)
         disturbed = [*deaf, *((each.began, each.ended + LEASE) for each in struck), *self._ground.watcher.away]
         allowed = self._allowed()
         is_vanished = self._is_vanished(call)
@@ -320,7 +322,8 @@ class Play:
             if is_vanished
             else invariants.word_violations(call.said, count, sheet.stored, deaf=deaf)
         )
-        spoken = [(turn.role, turn.text or "") for turn in turns if turn.role in ("user", "assistant")]
+        spoken = [(turn.role, turn.text or "") for turn in stored if turn.role != "event"]
+        is_emptied = any(KINDS[each.kind].empties for each in struck)
         violations = [
             *invariants.overlap_violations(call.overlap()),
             *invariants.unowned_violations(unowned, away=self._ground.watcher.away, struck=struck),
@@ -328,6 +331,7 @@ class Play:
             *invariants.answer_violations(heard, sheet.entries),
             *invariants.unanswered_violations(call.said, heard, disturbed=disturbed),
             *invariants.history_violations(spoken),
+            *([] if is_emptied else invariants.gone_violations(sheet.stored, (turn.item_id for turn in turns))),
             *invariants.end_violations(sheet, wanted=self._wanted[call.session_id], allowed=allowed),
         ]
         for violation in violations:
@@ -368,6 +372,15 @@ async def _give_up(tasks: Sequence[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _turns(sheet: Sheet) -> list[Turn]:
+    """Everything that was ever stored of a conversation, each turn once."""
+    stored = {each.turn["item_id"]: each.turn for each in reversed(sheet.stored)}
+    return [
+        Turn(cursor="", role=turn["role"], item_id=turn["item_id"], text=turn["text"], at=turn["at"])
+        for turn in reversed(stored.values())
+    ]
 
 
 def _heard(call: MarkedCall) -> list[Heard]:

@@ -70,7 +70,7 @@ class Workers:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no process runs session {session_id}")
             time.sleep(_POLL)
-        return max(found)[1]
+        return found[-1][1]
 
     def owner(self, session_id: str, epoch: int) -> Child | None:
         """Who runs the session in that epoch."""

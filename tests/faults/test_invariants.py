@@ -134,3 +134,15 @@ def test_a_call_may_be_forgotten_only_if_its_owner_is_lost_while_redis_is_emptie
     assert not invariants.may_vanish([emptied, struck("kill_api", 21.0, 21.0)])
     assert not invariants.may_vanish([emptied, struck("kill_child", 60.0, 60.0)])
     assert not invariants.may_vanish([struck("restart_redis", 20.0, 23.0), struck("kill_child", 21.0, 21.0)])
+
+
+def test_a_turn_that_was_stored_must_be_there_at_the_end() -> None:
+    stored = [Stored(1.0, 1, {"item_id": "a", "text": "u0w0"})]
+    assert not invariants.gone_violations(stored, ["a", "b"])
+    assert invariants.gone_violations(stored, ["b"])
+
+
+def test_livekits_client_may_take_longer_to_hear_again_than_a_process_that_was_stopped() -> None:
+    cut = invariants.deaf_spans(OWNED, [struck("cut_livekit_link", 5.0, 7.0)])
+    stopped = invariants.deaf_spans(OWNED, [struck("stop_child", 5.0, 7.0)])
+    assert (cut, stopped) == ([(5.0, 7.0 + invariants.REJOINED)], [(5.0, 7.0 + invariants.HEARS_AGAIN)])

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from bench.faults.command import seeds_in
 from bench.faults.kinds import KINDS
 from bench.faults.play import Result
 from bench.faults.scenario import Phase, Planned, Scenario
@@ -47,6 +48,10 @@ def test_every_invariant_holds_through(name: str, play: Play) -> None:
 def test_every_invariant_holds_with_each_kind_of_fault(seed: int, play: Play) -> None:
     result = play(Scenario.from_seed(seed))
     assert result.problems == []
+
+
+def test_seeds_are_given_as_ranges_and_numbers() -> None:
+    assert seeds_in("3-5,42") == [3, 4, 5, 42]
 
 
 def test_a_scenario_is_made_of_its_seed_and_of_nothing_else() -> None:
