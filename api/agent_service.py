@@ -86,7 +86,7 @@ class SessionViews:
     def hand_over(self, *, path: SessionPath, body: HandOverRequest) -> Response:
         """202 when the owner was asked; whether and when it comes to it shows in the session's epoch."""
         session = self._control.hand_over(path.session_id, to=body.worker or "")
-        answer = HandOverAnswer(session_id=session.session_id, epoch=session.epoch, worker=session.owner)
+        answer = HandOverAnswer(session_id=session.session_id, epoch=session.epoch, worker=session.worker_id)
         return respond(answer, status=202)
 
     def drain(self, *, path: WorkerPath) -> Response:

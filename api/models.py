@@ -270,7 +270,7 @@ class SessionAnswer(Answer):
             status=session.state,
             reason=session.reason,
             epoch=session.epoch,
-            worker=session.owner or None,
+            worker=session.worker_id or None,
             continues=session.continues or None,
             created_at=session.admitted_at,
             timings=Timings(**{name: getattr(session, name) for name in Timings.model_fields}),

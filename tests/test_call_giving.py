@@ -97,7 +97,7 @@ def live_session(client: "redis.Redis") -> Session:
 
 def standing_by(client: "redis.Redis", live: Session) -> Session:
     offered = run(client, record_moves.offer(live)).offered_epoch
-    run(client, record_moves.stand_by(live.session_id, offered=offered, worker_id=SUCCESSOR))
+    run(client, record_moves.stand_by(live.session_id, offered=offered, owner=SUCCESSOR))
     return replace(live, epoch=offered, owner=SUCCESSOR)
 
 
@@ -135,7 +135,7 @@ async def passing(
     hearing, messages, wish, asked = Hearing(), Messages.none(), Wish(), list[int]()
 
     def publish(offered: Session, queue: str) -> None:
-        run(client, record_moves.stand_by(live.session_id, offered=offered.epoch, worker_id=SUCCESSOR))
+        run(client, record_moves.stand_by(live.session_id, offered=offered.epoch, owner=SUCCESSOR))
         messages.ready.add(offered.epoch)
 
     def is_stored() -> bool:

@@ -78,7 +78,7 @@ def test_a_request_to_hand_over_is_not_for_the_owner_after_the_one_that_was_aske
 
 def test_a_pass_and_the_word_before_it_are_for_one_epoch(client: "redis.Redis", live: Session) -> None:
     offered = run(client, record_moves.offer(live)).offered_epoch
-    run(client, record_moves.stand_by(live.session_id, offered=offered, worker_id=SECOND))
+    run(client, record_moves.stand_by(live.session_id, offered=offered, owner=SECOND))
     passed = run(client, record_moves.give(live, offered=offered, is_open=False, lifetime=60))
     later = succeed(client, passed)
     heard = {owner.epoch: Messages.none() for owner in (live, passed, later)}

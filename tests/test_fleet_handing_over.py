@@ -41,8 +41,8 @@ def read(client: "redis.Redis", session: Session) -> Session:
     return record
 
 
-def stand_by(client: "redis.Redis", session: Session, *, offered: int, worker_id: str = SUCCESSOR) -> Session:
-    return run(client, record_moves.stand_by(session.session_id, offered=offered, worker_id=worker_id))
+def stand_by(client: "redis.Redis", session: Session, *, offered: int, owner: str = SUCCESSOR) -> Session:
+    return run(client, record_moves.stand_by(session.session_id, offered=offered, owner=owner))
 
 
 def give(client: "redis.Redis", session: Session, *, offered: int, is_open: bool = False) -> Session:
@@ -86,7 +86,7 @@ def test_of_two_who_were_told_of_an_offer_one_stands_by(client: "redis.Redis", l
     offered = run(client, record_moves.offer(live)).offered_epoch
     stand_by(client, live, offered=offered)
     with pytest.raises(StaleEpoch):
-        stand_by(client, live, offered=offered, worker_id=STRANGER)
+        stand_by(client, live, offered=offered, owner=STRANGER)
 
 
 def test_nothing_is_passed_to_nobody(client: "redis.Redis", live: Session) -> None:
@@ -94,7 +94,7 @@ def test_nothing_is_passed_to_nobody(client: "redis.Redis", live: Session) -> No
     with pytest.raises(HandOverImpossible):
         give(client, live, offered=offered)
     stand_by(client, live, offered=offered)
-    run(client, record_moves.step_back(live.session_id, offered=offered, worker_id=SUCCESSOR))
+    run(client, record_moves.step_back(live.session_id, offered=offered, owner=SUCCESSOR))
     with pytest.raises(HandOverImpossible):
         give(client, live, offered=offered)
     assert handing_over.owns(read(client, live), live)
@@ -105,7 +105,7 @@ def test_an_offer_is_void_after_the_next_one(client: "redis.Redis", live: Sessio
     standing_by = stand_by(client, live, offered=first)
     assert run(client, record_moves.offer(live)).offered_epoch == first + 1
     with pytest.raises(StaleEpoch):
-        stand_by(client, live, offered=first, worker_id=STRANGER)
+        stand_by(client, live, offered=first, owner=STRANGER)
     with pytest.raises(HandOverImpossible):
         give(client, live, offered=first)
     assert not handing_over.is_standby(read(client, live), standing_by)
@@ -115,7 +115,7 @@ def test_whoever_steps_back_learns_whether_the_session_was_passed_before(client:
     offered = run(client, record_moves.offer(live)).offered_epoch
     stand_by(client, live, offered=offered)
     give(client, live, offered=offered)
-    record = run(client, record_moves.step_back(live.session_id, offered=offered, worker_id=SUCCESSOR))
+    record = run(client, record_moves.step_back(live.session_id, offered=offered, owner=SUCCESSOR))
     assert (record.epoch, record.owner) == (offered, SUCCESSOR)
 
 
@@ -176,7 +176,7 @@ def test_in_whatever_order_pass_recovery_and_retreat_come_one_agent_owns_the_ses
         steps = {
             "give": record_moves.give(session, offered=2, is_open=False, lifetime=60),
             "recover": record_moves.recover(session, most=3, settled=60, patience=30, lifetime=60),
-            "step back": record_moves.step_back(session.session_id, offered=2, worker_id=SUCCESSOR),
+            "step back": record_moves.step_back(session.session_id, offered=2, owner=SUCCESSOR),
             "offer": record_moves.offer(session),
         }
         done = []
@@ -260,7 +260,7 @@ def test_the_emptiest_worker_that_takes_sessions_is_chosen_or_the_named_one() ->
     )
 
     def chosen(name: str = "") -> str | None:
-        found = handing_over.choose(fleet, owner=OWNER, name=name)
+        found = handing_over.choose(fleet, worker_id=OWNER, name=name)
         return found.name if found else None
 
     assert chosen() == "empty"
@@ -273,8 +273,8 @@ def test_sessions_that_leave_a_worker_together_are_spread_over_the_free_slots() 
         return WorkerStatus(worker_id=worker_id, name=name, slots=3, busy=busy, draining=False, started_at=0.0)
 
     fleet = Fleet(True, [worker("one", busy=2), worker("three", busy=0), worker("two", busy=1)], at=0.0)
-    found = [handing_over.choose(fleet, owner=OWNER, place=place) for place in range(7)]
+    found = [handing_over.choose(fleet, worker_id=OWNER, place=place) for place in range(7)]
     names = [each.name for each in found if each]
     assert sorted(names[:6]) == ["one", "three", "three", "three", "two", "two"]
     assert names[:2] == ["three", "three"] and names[6] == "three"
-    assert handing_over.choose(Fleet(True, [worker("full", busy=3)], at=0.0), owner=OWNER, place=5) is None
+    assert handing_over.choose(Fleet(True, [worker("full", busy=3)], at=0.0), worker_id=OWNER, place=5) is None

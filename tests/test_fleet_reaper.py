@@ -18,13 +18,14 @@ from worker.fleet.lasting import Observation
 from worker.fleet.reaper import Reaper
 from worker.fleet.recovery import MOST_IN_A_ROW, Recovery
 from worker.fleet.redis_operations import connect_async, run_async
-from worker.fleet.session import Reason, Session, State
+from worker.fleet.session import Reason, Session, State, owner_of
 from worker.fleet.times import (
     BEAT,
     LEASE,
     LEAVING,
     SETTLED,
     UNCLAIMED,
+    UNHELD,
     UNOWNED_SEEN,
     UNOWNED_UNSEEN,
     UNPUBLISHED,
@@ -60,8 +61,11 @@ class Bench:
             clock=lambda: self.now,
         )
 
-    async def lease(self) -> None:
-        status = workers.WorkerStatus(worker_id=WORKER, name="worker", slots=2, busy=0, draining=False, started_at=0.0)
+    async def lease(self, *held: Session) -> None:
+        holdings = [workers.holding(session.session_id, session.epoch) for session in held]
+        status = workers.WorkerStatus(
+            worker_id=WORKER, name="worker", slots=2, busy=0, draining=False, started_at=0.0, holdings=holdings
+        )
         await run_async(self.client, workers.renew(status))
 
     async def admit(self, session: Session, *, hold: float = 30) -> None:
@@ -198,11 +202,33 @@ async def test_a_session_whose_owner_was_stopped_while_it_left_ends_and_gives_it
     assert ((await bench.get(session)).reason, await bench.holders()) == (Reason.WORKER_LOST, [])
 
 
-async def test_an_owner_with_a_lease_is_never_touched(bench: Bench) -> None:
-    session = await bench.claim(await bench.queue(new_session()))
+async def test_an_owner_with_a_lease_that_runs_its_session_is_never_touched(bench: Bench) -> None:
+    session = await bench.claim(await bench.queue(new_session()), owner=owner_of(WORKER))
+    await bench.lease(session)
     await bench.judge(after=3600)
     assert (await bench.get(session)).state is State.CONNECTING
     assert await bench.holders() == [session.session_id]
+
+
+async def test_what_no_process_of_a_living_owner_runs_goes_on_with_another(bench: Bench) -> None:
+    """Child and keeper died together, or the claim came when its child had given up."""
+    session = await bench.claim(await bench.queue(new_session()), owner=owner_of(WORKER))
+    await bench.lease()
+    await bench.judge(after=UNHELD - 0.1)
+    assert (await bench.get(session)).state is State.CONNECTING
+    await bench.judge(after=0.2)
+    await bench.endings.close()
+    assert ((await bench.get(session)).state, bench.published) == (State.RECOVERING, [f"{session.session_id}.2"])
+
+
+async def test_what_a_worker_lists_once_was_not_unheld_before(bench: Bench) -> None:
+    session = await bench.claim(await bench.queue(new_session()), owner=owner_of(WORKER))
+    await bench.judge(after=UNHELD - 0.1)
+    await bench.lease(session)
+    await bench.judge()
+    await bench.lease()
+    await bench.judge(after=UNHELD - 0.1)
+    assert (await bench.get(session)).state is State.CONNECTING
 
 
 async def test_a_join_past_its_deadline_fails_although_its_hold_has_ended_by_itself(bench: Bench) -> None:

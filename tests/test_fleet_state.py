@@ -282,6 +282,14 @@ def test_turns_are_read_from_where_the_last_reading_ended(control: SessionContro
     assert [turn for _, turn in control.turns(session.session_id, after=cursor)] == [second]
 
 
+def test_a_turn_that_comes_again_after_others_is_stored_once(control: SessionControl, client: "redis.Redis") -> None:
+    session = claim(client, join(control, "room").session)
+    turns = [{"item_id": str(number), "text": "yes"} for number in range(3)]
+    cursors = [run(client, records.append_turn(session, turn, lifetime=60)) for turn in (*turns, *turns)]
+    assert cursors[:3] == cursors[3:]
+    assert [turn for _, turn in control.turns(session.session_id)] == turns
+
+
 def test_every_key_of_a_call_expires(control: SessionControl, client: "redis.Redis") -> None:
     waiting = join(control, "waiting", idempotency_key="key").session
     running = claim(client, join(control, "running").session)

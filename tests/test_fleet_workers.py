@@ -18,7 +18,7 @@ from worker.fleet import actions, admission, record_moves, workers
 from worker.fleet.recovery import MOST_IN_A_ROW
 from worker.fleet.redis_operations import run
 from worker.fleet.session import Reason, Session, State
-from worker.fleet.times import HUNG, LEADER_LOCK, LEASE
+from worker.fleet.times import HUNG, LEADER_LOCK, LEASE, UNHELD
 
 #: Issue 3's bound for a lost worker.
 LOST = LEASE + LEADER_LOCK + 2
@@ -182,7 +182,7 @@ def test_a_killed_keeper_is_started_again_and_calls_go_on(fleet: Fleet, stays: W
     old = stays.keeper
     old.kill()
     wait_until(lambda: not old.is_running(), within=3)
-    assert fleet.client.zadd("muster:{workers}:leases", {session.owner: 0}, xx=True, ch=True) == 1
+    assert fleet.client.zadd("muster:{workers}:leases", {session.worker_id: 0}, xx=True, ch=True) == 1
     wait_until(lambda: (now := status(fleet, "stays")) is not None and now.busy == 1, within=5)
     assert fleet.get(session).state is State.LIVE
     fleet.leave(session)
@@ -274,6 +274,28 @@ def test_sessions_of_the_last_worker_go_on_soon_after_the_next_one_starts(redis_
             recovered = goes_on(fleet, session, within=LOST)
             print(f"\nnext worker's start -> live again: {time.monotonic() - started_at:.2f} s")
             fleet.leave(recovered)
+
+
+@pytest.mark.slow
+def test_a_session_whose_child_and_keeper_die_together_goes_on(tmp_path: Path) -> None:
+    """The keeper has seen that its child is dead and waits for Redis; what it knows dies with it."""
+    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
+    server.start()
+    fleet = Fleet(server.url)
+    try:
+        with fleet.worker("unlucky") as worker:
+            fleet.open_joins()
+            session = fleet.live(fleet.join("unlucky"))
+            child = int(fleet.client.lrange(PIDS.format(session.session_id), 0, -1)[-1])
+            server.stop()
+            os.kill(child, signal.SIGKILL)
+            time.sleep(0.5)
+            worker.keeper.kill()
+            server.start()
+            fleet.leave(goes_on(fleet, session, within=2 * LEASE + UNHELD))
+    finally:
+        fleet.close()
+        server.stop()
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from worker.fleet.errors import FleetError
 from worker.fleet.redis_operations import connect, run
 from worker.fleet.session import Reason, Session, State
 
-WORKERS = tuple(f"{name}@test#0" for name in ("one", "two"))
+WORKERS = tuple(f"{name}@test#0/0" for name in ("one", "two"))
 #: What both must have in common; times are each server's own.
 COMPARED = ("state", "epoch", "owner", "offered_epoch", "standby", "reason", "recoveries")
 TARGETS = (State.WAITING, State.LIVE, State.ENDING)
@@ -119,8 +119,8 @@ class Both:
             ),
             "offer": (real(code.offer, told), lambda: model.offer(told)),
             "stand_by": (
-                real(code.stand_by, key, offered=offered, worker_id=standby),
-                lambda: model.stand_by(key, offered=offered, worker_id=standby),
+                real(code.stand_by, key, offered=offered, owner=standby),
+                lambda: model.stand_by(key, offered=offered, owner=standby),
             ),
             "ready": (real(code.ready, successor, lifetime=60), lambda: model.ready(successor)),
             "give": (real(code.give, told, **given, lifetime=60), lambda: model.give(told, **given)),
@@ -129,8 +129,8 @@ class Both:
                 lambda: model.take_back(told, offered=offered),
             ),
             "step_back": (
-                real(code.step_back, key, offered=offered, worker_id=standby),
-                lambda: model.step_back(key, offered=offered, worker_id=standby),
+                real(code.step_back, key, offered=offered, owner=standby),
+                lambda: model.step_back(key, offered=offered, owner=standby),
             ),
             "append": (
                 real(records.append_turn, told, {"text": text}, lifetime=60),

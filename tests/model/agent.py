@@ -21,7 +21,7 @@ from worker.call.dead_man import DeadMan
 from worker.call.ending import Ending
 from worker.call.fences import Fences
 from worker.call.handing_over import Messages, Wish
-from worker.call.own_record import _TAKEN_BACK_WITHIN
+from worker.call.own_record import _ROOM_CHECK, _TAKEN_BACK_WITHIN
 from worker.call.presence import Presence
 from worker.call.talking import _FLUSH_LIMIT
 from worker.fleet import handing_over
@@ -96,7 +96,7 @@ class Agent(Process):
 
     def __init__(self, worker: "Worker", slot: "Slot", session_id: str, epoch: int) -> None:
         self.worker = worker
-        number = worker.world.count(self)
+        self.number = number = worker.world.count(self)
         super().__init__(f"agent {session_id} {epoch} of {worker.name} ({number})", worker.world, worker.machine)
         self.session_id, self.epoch = session_id, epoch
         self.slot = slot
@@ -192,7 +192,7 @@ class Agent(Process):
     @models("worker.call.claiming:Claiming._stand_by")
     def _stand_by(self) -> Program:
         try:
-            session: Session = yield ask("stand_by", session_id=self.session_id, offered=self.epoch, worker_id=self._me)
+            session: Session = yield ask("stand_by", session_id=self.session_id, offered=self.epoch, owner=self._me)
         except (MoveRefused, SessionNotFound):
             return None
         self.baton = Baton(is_held=False, clock=self.world.moment)
@@ -366,7 +366,7 @@ class Agent(Process):
         if self.baton.is_held or self.baton.is_given or self._has_stepped_back or self.ending.renounced:
             return
         self._has_stepped_back = True
-        step = ask("step_back", session_id=session.session_id, offered=session.epoch, worker_id=session.owner)
+        step = ask("step_back", session_id=session.session_id, offered=session.epoch, owner=session.owner)
         try:
             record = yield from self._insist(step)
             self.ending.superseded = not handing_over.owns(record, session)
@@ -375,11 +375,33 @@ class Agent(Process):
 
     @models("worker.call.own_record:OwnRecord.stay_registered")
     def _stay_registered(self, session: Session) -> Program:
+        look_at = self.world.now
         while not self.ending.is_decided:
             if self._emptied != self.worker.emptied and self.baton.is_held:
                 self._emptied = self.worker.emptied
                 yield from self._register_again(session)
+            elif self.baton.is_held and self._doubt is None and self.world.now >= look_at:
+                look_at = self.world.now + _ROOM_CHECK
+                yield from self._hold_room(session)
             yield sleep(STAMP)
+
+    @models("worker.call.own_record:OwnRecord._hold_room")
+    def _hold_room(self, session: Session) -> Program:
+        if not self.world.has(Switch.ROOM_CHECK):
+            return
+        hold = self.world.session_hold
+        try:
+            if (yield ask("confirm", room=session.room, session_id=session.session_id, hold=hold)):
+                return
+            record: Session | None = yield ask("read", session_id=session.session_id)
+        except StateUnavailable:
+            return
+        if not self.baton.is_held or self._doubt is not None:
+            return
+        if record is None or (handing_over.owns(record, session) and not record.is_over):
+            yield from self._register_again(session)
+        else:
+            self.ending.supersede()
 
     @models("worker.call.own_record:OwnRecord._register_again")
     def _register_again(self, session: Session) -> Program:
@@ -478,7 +500,7 @@ class Agent(Process):
 
     @models("worker.call.handing_over:Giver._attempt", "worker.call.handing_over:Giver._choose")
     def _attempt(self, session: Session, fences: Fences) -> Program:
-        worker = handing_over.choose((yield ask("fleet")), owner=session.owner, name=self.wish.to)
+        worker = handing_over.choose((yield ask("fleet")), worker_id=session.worker_id, name=self.wish.to)
         if worker is None:
             raise HandOverImpossible("No other worker is free.")
         offered: int = (yield self._write("offer", session=session)).offered_epoch
@@ -589,7 +611,7 @@ class Agent(Process):
 
     @models("worker.call.own_record:OwnRecord._see_taken_back")
     def _see_taken_back(self, session: Session) -> Program:
-        step = ask("step_back", session_id=session.session_id, offered=session.epoch, worker_id=session.owner)
+        step = ask("step_back", session_id=session.session_id, offered=session.epoch, owner=session.owner)
         until = float("inf")
         try:
             while handing_over.owns((yield from self._insist(step)), session):
@@ -709,7 +731,9 @@ class Agent(Process):
 
     @property
     def _me(self) -> str:
-        return self.worker.worker_id
+        """As `worker.fleet.session.owner_of` writes it."""
+        name = self.worker.worker_id
+        return f"{name}/{self.number}" if self.world.has(Switch.OWN_NAMES) else name
 
     def _write(self, step: str, **given: Any) -> Ask:
         """A step of an owner: the monitor learns whose it was."""

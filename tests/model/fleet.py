@@ -11,7 +11,8 @@ from tests.model.agent import Agent
 from tests.model.processes import Ask, Machine, Process, Program, Status, Until, ask, sleep
 from tests.model.steps import models
 from tests.model.stored import Message
-from tests.model.switches import Fix, Switch
+from tests.model.switches import Switch
+from worker.fleet import workers
 from worker.fleet.errors import (
     FleetError,
     FleetFull,
@@ -26,7 +27,7 @@ from worker.fleet.joining import ABANDONED
 from worker.fleet.lasting import Lasting, Observation
 from worker.fleet.publishing import RECOVERY_QUEUE, SESSIONS_QUEUE, worker_queue
 from worker.fleet.recovery import MOST_IN_A_ROW
-from worker.fleet.session import Reason, Session, State
+from worker.fleet.session import Reason, Session, State, worker_of
 from worker.fleet.times import (
     BEAT,
     HUNG,
@@ -34,6 +35,7 @@ from worker.fleet.times import (
     LEAVING,
     SETTLED,
     UNCLAIMED,
+    UNHELD,
     UNOWNED,
     UNOWNED_SEEN,
     UNOWNED_UNSEEN,
@@ -113,6 +115,11 @@ class Worker(Process):
             busy=busy,
             draining=self.draining,
             started_at=0.0,
+            holdings=sorted(
+                workers.holding(slot.holding.session_id, slot.holding.epoch)
+                for slot in self.slots
+                if slot.holding and slot.holding.agent
+            ),
         )
 
     def consume(self) -> Program:
@@ -156,7 +163,6 @@ class Keeper(Process):
         self.worker = worker
         self._observation = Observation(clock=lambda: self.world.now)
         self._lasting = Lasting(clock=lambda: self.world.now)
-        self._own = Lasting(clock=lambda: self.world.now)
         self._lost: list[Holding] = []
         self._last_look = self._looking_since = self.world.now
         self._closed_since: float | None = None
@@ -166,7 +172,6 @@ class Keeper(Process):
             ("_lead", self._lead, BEAT),
             ("_watch", self._watch, self.world.tick),
             ("_end_lost", self._end_lost, self.world.tick),
-            ("look for its own", self._look_for_own, BEAT),
         ):
             self.spawn(_every(self.world, seconds, duty), name)
 
@@ -201,7 +206,7 @@ class Keeper(Process):
         session: Session | None = yield from self._read_lost(lost)
         if session is None or session.is_over:
             return
-        if (session.owner, session.epoch) == (self.worker.worker_id, lost.epoch):
+        if (session.worker_id, session.epoch) == (self.worker.worker_id, lost.epoch):
             if lost.agent is None:
                 yield from self._end_session(session, Reason.INTERNAL_ERROR)
             else:
@@ -211,14 +216,15 @@ class Keeper(Process):
     def _read_lost(self, lost: Holding) -> Program:
         session: Session | None = yield ask("read", session_id=lost.session_id)
         me = self.worker.worker_id
-        if session is None or (session.standby, session.offered_epoch) != (me, lost.epoch):
+        if session is None or (worker_of(session.standby), session.offered_epoch) != (me, lost.epoch):
             return session
+        standby = session.standby
         try:
-            session = yield ask("step_back", session_id=lost.session_id, offered=lost.epoch, worker_id=me)
+            session = yield ask("step_back", session_id=lost.session_id, offered=lost.epoch, owner=standby)
         except SessionNotFound:
             return None
         if session is not None and session.epoch != lost.epoch:
-            self._clear_up(replace(session, epoch=lost.epoch, owner=me))
+            self._clear_up(replace(session, epoch=lost.epoch, owner=standby))
         return session
 
     @models("worker.fleet.keeper:Keeper._renew")
@@ -243,25 +249,9 @@ class Keeper(Process):
             if leading and (self._observation.suffices or not self.world.has(Switch.WHOLE_LEASE)):
                 yield from self.judge()
             else:
-                self._unfinished = None
+                self._forget_sessions()
         except StateUnavailable:
             self._lose_sight()
-
-    def _look_for_own(self) -> Program:
-        """What `Fix.LOOK_FOR_OWN` proposes."""
-        if not self.world.has(Fix.LOOK_FOR_OWN):
-            yield Until(lambda: False)
-        try:
-            for session_id in sorted((yield ask("recent"))):
-                session: Session | None = yield ask("read", session_id=session_id)
-                if session is None or session.is_over or session.owner != self.worker.worker_id:
-                    continue
-                is_held = self._is_held(session_id, session.epoch)
-                if not is_held and self._own.seconds(f"{session_id} {session.epoch}") >= HUNG:
-                    yield from self._recover(session)
-            self._own.next_round()
-        except StateUnavailable:
-            return
 
     @models("worker.fleet.keeper:Children.running")
     def _is_held(self, session_id: str, epoch: int) -> bool:
@@ -271,8 +261,13 @@ class Keeper(Process):
     @models("worker.fleet.keeper:Keeper._lose_sight")
     def _lose_sight(self) -> None:
         self._observation.broke()
-        self._unfinished = None
+        self._forget_sessions()
         self._closed_since = None
+
+    @models("worker.fleet.reaper:Reaper.forget_sessions")
+    def _forget_sessions(self) -> None:
+        self._unfinished = None
+        self._lasting = Lasting(clock=lambda: self.world.now)
 
     # --- worker/fleet/recovery.py and worker/fleet/endings.py ---
 
@@ -344,7 +339,8 @@ class Keeper(Process):
         sessions: dict[str, Session | None] = {}
         for session_id in sorted(self._unfinished | holders):
             sessions[session_id] = yield ask("read", session_id=session_id)
-        alive = {worker.worker_id for worker in (yield ask("fleet")).workers}
+        fleet: workers.Fleet = yield ask("fleet")
+        alive = {worker.worker_id for worker in fleet.workers}
         for session_id, session in sessions.items():
             if session is None:
                 yield from self._release_unrecorded(session_id, holding=session_id in holders)
@@ -352,10 +348,18 @@ class Keeper(Process):
                 yield from self._release_over(session, alive, holding=session_id in holders)
             elif session.state in (State.QUEUED, State.RECOVERING):
                 yield from self._judge_unclaimed(session)
-            elif session.owner not in alive:
+            elif session.worker_id not in alive or self._is_unheld(session, fleet):
                 yield from self._recover(session)
         self._unfinished = frozenset(key for key, session in sessions.items() if session and not session.is_over)
         self._lasting.next_round()
+
+    @models("worker.fleet.reaper:Reaper._is_unheld")
+    def _is_unheld(self, session: Session, fleet: workers.Fleet) -> bool:
+        holding = workers.holding(session.session_id, session.epoch)
+        if any(holding in each.holdings for each in fleet.workers if each.worker_id == session.worker_id):
+            return False
+        lasting = self._lasting.seconds(f"unheld {holding} {session.owner}")
+        return lasting >= UNHELD and self.world.has(Switch.HOLDINGS)
 
     @models("worker.fleet.reaper:Reaper._release_unrecorded")
     def _release_unrecorded(self, session_id: str, *, holding: bool) -> Program:
@@ -367,7 +371,7 @@ class Keeper(Process):
         if not holding:
             return
         lasting = self._lasting.seconds(f"leaving {session.session_id}")
-        if session.owner not in alive or lasting >= LEAVING:
+        if session.worker_id not in alive or lasting >= LEAVING:
             yield ask("release", room=session.room, session_id=session.session_id)
 
     @models(
@@ -425,9 +429,6 @@ class Api(Process):
             raise FleetFull()
         if admitted == "room_taken":
             raise RoomChanging()
-        if self.world.has(Fix.READY_AGAIN) and not (yield ask("fleet")).ready:
-            yield from self._take_back(session_id, room)
-            raise FleetNotReady()
         session = self.world.new_session(session_id, room)
         if self.world.now - started > ABANDONED:
             raise StateUnavailable()

@@ -10,7 +10,7 @@ from tests.model.agent import Agent
 from tests.model.fleet import Worker
 from tests.model.processes import Status
 from tests.model.schedules import open_fleet
-from tests.model.switches import Fix, Switch
+from tests.model.switches import Switch
 from tests.model.world import World
 from worker.fleet.session import State
 from worker.fleet.times import LEASE
@@ -39,17 +39,13 @@ which = st.integers(min_value=0, max_value=7)
 
 
 class FleetMachine(RuleBasedStateMachine):
-    """A fleet of two workers, or three, and callers in two rooms; `off` is what is switched off.
-
-    It runs with the fixes: without them it finds what they are for.
-    """
+    """A fleet of two workers, or three, and callers in two rooms; `off` is what is switched off."""
 
     off: ClassVar[frozenset[Switch]] = frozenset()
-    fixes: ClassVar[frozenset[Fix]] = frozenset(Fix)
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(off=self.off, fixes=self.fixes)
+        self.world = World(off=self.off)
         self.emptied_at = float("-inf")
 
     @initialize()

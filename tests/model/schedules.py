@@ -207,3 +207,99 @@ def two_joins_for_one_room(world: World) -> None:
     world.join()
     world.run(10)
     world.settle()
+
+
+@needs(Switch.HOLDINGS, breaks="a session without an owner")
+def a_child_and_its_keeper_die_together(world: World) -> None:
+    """The keeper has cleared the dead child's slot and waits for Redis; what it knows dies with it.
+
+    The worker's next keeper finds an empty slot, and the reaper a worker whose lease holds.
+    """
+    open_fleet(world)
+    agent = begin_call(world)
+    world.lose_redis()
+    world.kill(agent)
+    world.run(1)
+    world.kill(agent.worker.keeper)
+    world.mend_redis()
+    world.run(20)
+    world.settle()
+
+
+@needs(Switch.HOLDINGS, breaks="a session without an owner")
+def a_claim_arrives_when_its_child_has_given_up(world: World) -> None:
+    """The claim's packet is sent again by the kernel after the child's time-out and after the keeper's look."""
+    open_fleet(world)
+    world.delay("claim")
+    world.join()
+    world.until(lambda: world.late)
+    world.run(2)
+    world.deliver()
+    world.run(20)
+    world.settle()
+
+
+@needs(Switch.KNOWN_TURNS, breaks="a turn that is stored twice")
+def a_turn_arrives_after_its_repetition_and_the_reply(world: World) -> None:
+    """Only the newest entry is compared, and the reply is newer."""
+    open_fleet(world)
+    begin_call(world)
+    world.delay("append_turn")
+    world.caller_begins()
+    world.caller_ends()
+    world.run(6)
+    world.deliver()
+    world.settle()
+
+
+@needs(Switch.ROOM_CHECK, breaks="two sessions in one room")
+def a_fail_over_loses_the_confirmation_of_a_room(world: World) -> None:
+    """The hold ends with the join's time, and nothing renews it: the room is free for another session."""
+    open_fleet(world)
+    begin_call(world)
+    world.fail_over(writes=3)
+    world.run(60)
+    join_at_last(world)
+    world.run(5)
+    world.settle()
+
+
+@needs(Switch.OWN_NAMES, breaks="two writers in one epoch")
+def a_fail_over_loses_a_claim(world: World) -> None:
+    """The message is published again and another process of the same worker claims the same epoch. Until it comes to
+    the room, under the name that the first has there and which puts the first out, the caller talks with the first.
+    """
+    for worker in world.workers[1:]:
+        world.kill(worker)
+    open_fleet(world)
+    world.join()
+    world.until(lambda: world.agents and world.agents[0].is_talking)
+    while (record := world.redis.read(world.agents[0].session_id)) and record.owner:
+        world.fail_over()
+    world.until(lambda: len(world.agents) > 1 and world.agents[1].session)
+    world.caller_begins()
+    world.caller_ends()
+    world.run(20)
+    world.settle()
+
+
+def a_repeated_message_cannot_be_claimed_for_lack_of_an_answer(world: World) -> None:
+    """A second process of the worker that has the call takes the same message; its claim gets no answer, and the keeper
+    takes what it leaves behind for the call itself.
+    """
+    for worker in world.workers[1:]:
+        world.kill(worker)
+    open_fleet(world)
+    agent = begin_call(world)
+    world.run(20)
+    world.lose_answer("claim")
+    world.repeat_message(agent.session_id)
+    world.run(10)
+    world.settle()
+
+
+def join_at_last(world: World) -> None:
+    """The first request finds its connection closed."""
+    world.join()
+    world.run(1)
+    world.join()

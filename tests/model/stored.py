@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.model.steps import models
-from tests.model.switches import Fix, Switch
+from tests.model.switches import Switch
 from worker.fleet.errors import (
     HandOverImpossible,
     IllegalMove,
@@ -19,6 +19,7 @@ from worker.fleet.errors import (
     StaleEpoch,
 )
 from worker.fleet.handing_over import Command
+from worker.fleet.records import TURNS_COMPARED
 from worker.fleet.session import LEFT_UNOWNED, PASSED_IN, Reason, Session, State, states_before
 from worker.fleet.times import LEADER_LOCK, LEASE
 from worker.fleet.workers import Fleet, Renewal, WorkerStatus
@@ -82,7 +83,7 @@ class Redis:
         self,
         clock: Callable[[], float],
         *,
-        has: Callable[[Switch | Fix], bool],
+        has: Callable[[Switch], bool],
         on_write: Callable[[str, Session | None, Session], None] = lambda by, before, after: None,
     ) -> None:
         self.tables = Tables()
@@ -193,12 +194,12 @@ class Redis:
 
     @models("worker.fleet.records:append_turn")
     def append_turn(self, session: Session, *, text: str, role: str, by: str = "") -> int:
-        """Add one committed turn as the owner; repeating the newest one adds nothing."""
+        """Add one committed turn as the owner; repeating one of the last adds nothing."""
         record = self._record(session.session_id)
         self._refuse_stale((record.epoch, record.owner), (session.epoch, session.owner))
         stored = self.tables.sessions[session.session_id]
         turn = Turn(text, role, session.epoch, by)
-        known = stored.turns if self._has(Fix.KNOWN_TURNS) else stored.turns[-1:]
+        known = stored.turns[-TURNS_COMPARED if self._has(Switch.KNOWN_TURNS) else -1 :]
         if turn not in known:
             self._put(replace(stored, turns=(*stored.turns, turn)))
             self._on_write(by, record, record)
@@ -237,13 +238,13 @@ class Redis:
         return self._write(replace(record, offered_epoch=offered, standby=""), by=by)
 
     @models("worker.fleet.record_moves:stand_by")
-    def stand_by(self, session_id: str, *, offered: int, worker_id: str) -> Session:
+    def stand_by(self, session_id: str, *, offered: int, owner: str) -> Session:
         """Be the one who goes on in the offered epoch."""
         record = self._record(session_id)
         if record.offered_epoch != offered or record.epoch >= offered or record.standby:
             raise StaleEpoch()
         self._refuse_unless_live(record)
-        return self._write(replace(record, standby=worker_id))
+        return self._write(replace(record, standby=owner))
 
     @models("worker.fleet.record_moves:ready")
     def ready(self, successor: Session) -> Session:
@@ -255,10 +256,10 @@ class Redis:
         return record
 
     @models("worker.fleet.record_moves:step_back")
-    def step_back(self, session_id: str, *, offered: int, worker_id: str) -> Session:
+    def step_back(self, session_id: str, *, offered: int, owner: str) -> Session:
         """Stand by no longer; the answer tells whether the baton was passed before."""
         record = self._record(session_id)
-        if (record.offered_epoch, record.standby) == (offered, worker_id):
+        if (record.offered_epoch, record.standby) == (offered, owner):
             record = self._write(replace(record, offered_epoch=offered + 1, standby=""))
         return record
 

@@ -1,4 +1,4 @@
-"""What the model can do without: the five fences, and the four rules beside them."""
+"""What the model can do without: the five fences, and the rules beside them."""
 
 from enum import StrEnum
 
@@ -25,6 +25,14 @@ class Switch(StrEnum):
     READY_KEY = "ready key"
     #: One session at a time may have a room.
     ROOM_LOCK = "room lock"
+    #: A worker lists what its processes run, and what is its own in the record and not in its list is lost.
+    HOLDINGS = "list of what runs"
+    #: A turn is not stored again although others were stored after it.
+    KNOWN_TURNS = "stored turns are known"
+    #: An owner sees every few seconds that its room is held.
+    ROOM_CHECK = "look at the hold"
+    #: Each owner has a name that no other process has had.
+    OWN_NAMES = "names of their own"
 
 
 FENCES = (
@@ -34,15 +42,4 @@ FENCES = (
     Switch.WATCH_ROOM,
     Switch.MUTE_AND_CHECK,
 )
-RULES = (Switch.WITNESS, Switch.WHOLE_LEASE, Switch.READY_KEY, Switch.ROOM_LOCK)
-
-
-class Fix(StrEnum):
-    """What the code lacks, and the model can have: each closes a flaw that the model has shown."""
-
-    #: Each keeper looks for sessions that the record says are its worker's and that no process of it runs.
-    LOOK_FOR_OWN = "keeper looks for its own"
-    #: A turn is not stored again although others were stored after it.
-    KNOWN_TURNS = "every stored turn is known"
-    #: A join whose admission was answered looks once more whether joins are open.
-    READY_AGAIN = "ready is read again"
+RULES = tuple(part for part in Switch if part not in FENCES)

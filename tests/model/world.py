@@ -16,7 +16,7 @@ from tests.model.fleet import Api, Worker
 from tests.model.processes import Ask, HungUp, Machine, Process, Program, Status, Until, ask
 from tests.model.room import CALLER, GIVEN_UP, Room, RoomServer
 from tests.model.stored import Message, Redis, Tables
-from tests.model.switches import Fix, Switch
+from tests.model.switches import Switch
 from worker.fleet.errors import FleetError, StateUnavailable
 from worker.fleet.session import Session, State, states_before
 from worker.fleet.settings import FleetSettings
@@ -41,7 +41,7 @@ class Late:
 
 
 class World:
-    """Everything, from an empty Redis; `off` names what is switched off, `fixes` what the code lacks."""
+    """Everything, from an empty Redis; `off` names what is switched off."""
 
     tick = 0.5
 
@@ -49,11 +49,10 @@ class World:
         self,
         *,
         off: Collection[Switch] = (),
-        fixes: Collection[Fix] = (),
         workers: int = 2,
         slots: int = 2,
     ) -> None:
-        self.off, self.fixes = frozenset(off), frozenset(fixes)
+        self.off = frozenset(off)
         #: One event loop for what waits on the real `Baton`; it runs when the model says so.
         self.loop = asyncio.new_event_loop()
         self.now = 1000.0
@@ -72,7 +71,8 @@ class World:
         self._answers_lost_next: Counter[str] = Counter()
         self.late: list[Late] = []
         self._disconnected: set[Process] = set()
-        self._history: list[Tables] = []
+        #: Tables and writers before each of the last writes.
+        self._history: list[tuple[Tables, dict[tuple[str, int], str]]] = []
         self._is_disturbed = False
         self._has_failed_over = False
         self._writers: dict[tuple[str, int], str] = {}
@@ -97,9 +97,9 @@ class World:
 
     # --- what the model's parts ask for ---
 
-    def has(self, part: Switch | Fix) -> bool:
+    def has(self, part: Switch) -> bool:
         """Whether this part of the protocol is on."""
-        return part in self.fixes if isinstance(part, Fix) else part not in self.off
+        return part not in self.off
 
     def moment(self) -> float:
         """Now, for a clock of which two readings are never the same."""
@@ -156,10 +156,10 @@ class World:
     def _apply(self, asked: Ask) -> Any:
         if asked.step in _NO_WRITES:
             return getattr(self.redis, asked.step)(**asked.given)
-        before = self.redis.tables.snapshot()
+        before, writers = self.redis.tables.snapshot(), dict(self._writers)
         answer = getattr(self.redis, asked.step)(**asked.given)
         if vars(before) != vars(self.redis.tables):
-            self._history = [*self._history[-7:], before]
+            self._history = [*self._history[-7:], (before, writers)]
         return answer
 
     # --- time ---
@@ -371,7 +371,8 @@ class World:
         self._has_failed_over = True
         for _ in range(min(writes, len(self._history))):
             kept = {name: getattr(self.redis.tables, name) for name in ("leases", "status", "leader", "ready")}
-            self.redis.tables = replace(self._history.pop(), **kept)
+            tables, self._writers = self._history.pop()
+            self.redis.tables = replace(tables, **kept)
         self._disconnected = set(self.processes)
 
     def lose_message(self) -> None:
@@ -475,7 +476,7 @@ class World:
     def _agent_of(self, record: Session) -> Agent | None:
         """The running agent that serves the record's session in its epoch."""
         told = (record.session_id, record.epoch, record.owner)
-        agents = [each for each in self.living if (each.session_id, each.epoch, each.worker.worker_id) == told]
+        agents = [each for each in self.living if (each.session_id, each.epoch, each._me) == told]
         serving = [each for each in agents if each.session and each.is_running and not each.ending.is_decided]
         return serving[0] if serving else None
 

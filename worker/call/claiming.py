@@ -9,7 +9,7 @@ from worker.call.baton import Baton
 from worker.fleet import admission, record_moves
 from worker.fleet.errors import MoveRefused, SessionNotFound
 from worker.fleet.redis_operations import run_async
-from worker.fleet.session import Reason, Session
+from worker.fleet.session import Reason, Session, owner_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +35,12 @@ class Claiming:
         self._session_id = session_id
         self._epoch = epoch
         self._client = client
-        self._worker_id = worker_id
+        self._owner = owner_of(worker_id)
         self._hold = hold
 
     async def claim(self) -> Claimed | None:
         """What was claimed; None when the message is void. Raises `StateUnavailable`."""
-        step = record_moves.claim(self._session_id, epoch=self._epoch, owner=self._worker_id, lifetime=self._hold)
+        step = record_moves.claim(self._session_id, epoch=self._epoch, owner=self._owner, lifetime=self._hold)
         try:
             session = await run_async(self._client, step)
         except (MoveRefused, SessionNotFound):
@@ -53,13 +53,13 @@ class Claiming:
 
     async def _stand_by(self) -> Claimed | None:
         """The session as this child will own it, if it was offered in this epoch."""
-        step = record_moves.stand_by(self._session_id, offered=self._epoch, worker_id=self._worker_id)
+        step = record_moves.stand_by(self._session_id, offered=self._epoch, owner=self._owner)
         try:
             session = await run_async(self._client, step)
         except (MoveRefused, SessionNotFound):
             logger.info("nothing to claim", extra={"session": self._session_id})
             return None
         return Claimed(
-            replace(session, epoch=self._epoch, owner=self._worker_id, standby=""),
+            replace(session, epoch=self._epoch, owner=self._owner, standby=""),
             Baton(is_held=False),
         )

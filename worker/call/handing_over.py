@@ -211,7 +211,7 @@ class Giver:
     async def _choose(self) -> WorkerStatus:
         fleet = await run_async(self._client, workers.fleet())
         place = self._place() if self._wish.is_draining else 0
-        worker = handing_over.choose(fleet, owner=self._session.owner, name=self._wish.to, place=place)
+        worker = handing_over.choose(fleet, worker_id=self._session.worker_id, name=self._wish.to, place=place)
         if worker is None:
             raise HandOverImpossible("No other worker is free.")
         return worker

@@ -30,6 +30,8 @@ _RETRY = 0.5
 _LIMIT = 120.0
 #: Seconds the last owner has, once Redis answers, to take back what was passed to an agent that has renounced it.
 _TAKEN_BACK_WITHIN = 5.0
+#: Seconds between two looks whether the room is held.
+_ROOM_CHECK = 3.0
 
 
 class OwnRecord:
@@ -58,6 +60,7 @@ class OwnRecord:
         self._baton = baton
         self._recovery = recovery
         self._hold = hold
+        self._held_until = time.monotonic() + hold
         self._emptied = emptied
         #: The record as it was last seen.
         self._seen: Session | None = None
@@ -185,7 +188,7 @@ class OwnRecord:
     async def _see_taken_back(self) -> None:
         """Be there until the last owner has the session again; leave it to the next one when there is no last one."""
         session = self._session
-        step = record_moves.step_back(session.session_id, offered=session.epoch, worker_id=session.owner)
+        step = record_moves.step_back(session.session_id, offered=session.epoch, owner=session.owner)
         until: float | None = None
         try:
             record = await self.insist(step)
@@ -209,7 +212,7 @@ class OwnRecord:
             return
         session = self._session
         self._has_stepped_back = True
-        step = record_moves.step_back(session.session_id, offered=session.epoch, worker_id=session.owner)
+        step = record_moves.step_back(session.session_id, offered=session.epoch, owner=session.owner)
         try:
             record = await self.insist(step)
             self._ending.superseded = not handing_over.owns(record, session)
@@ -231,11 +234,34 @@ class OwnRecord:
 
     async def stay_registered(self) -> None:
         """Take the room again in a Redis that has lost its data, before it opens for other joins."""
+        look_at = time.monotonic()
         while not self._ending.is_decided:
             if self._emptied != self._child.emptied and self._baton.is_held:
                 self._emptied = self._child.emptied
                 await self._register_again()
+            elif self._baton.is_held and self.is_sure.is_set() and time.monotonic() >= look_at:
+                look_at = time.monotonic() + _ROOM_CHECK
+                await self._hold_room()
             await asyncio.sleep(STAMP)
+
+    async def _hold_room(self) -> None:
+        """See that the room is held until the end of the call: a server that took over may have missed it."""
+        session = self._session
+        left = max(self._held_until - time.monotonic(), _ROOM_CHECK)
+        confirm = admission.confirm(session.tenant, session.room, session.session_id, hold=left)
+        try:
+            if await run_async(self._client, confirm):
+                return
+            record = await run_async(self._client, records.read(session.session_id))
+        except (StateUnavailable, RecordUnreadable):
+            logger.warning("whether the room is held is not known", extra={"session": session.session_id})
+            return
+        if not (self._baton.is_held and self.is_sure.is_set()):
+            return
+        if record is None or (handing_over.owns(record, session) and not record.is_over):
+            await self._register_again()
+        else:
+            self._ending.supersede()
 
     async def _register_again(self) -> None:
         session = self._session

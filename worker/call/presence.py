@@ -47,6 +47,9 @@ class Presence:
             self._ending.decide(Reason.CALLER_LOST if self._lost.is_running else Reason.ROOM_CLOSED)
         elif reason == rtc.DisconnectReason.PARTICIPANT_REMOVED:
             self._ending.decide(Reason.LEFT)
+        elif reason == rtc.DisconnectReason.DUPLICATE_IDENTITY:
+            # Who comes in the same epoch has claimed it from a Redis that has lost this claim.
+            self._ending.supersede()
         else:
             self._ending.decide(Reason.CONNECT_FAILED)
 

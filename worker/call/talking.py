@@ -227,7 +227,7 @@ async def _is_another_free(serving: Serving) -> bool:
         fleet = await run_async(serving.client, workers.fleet())
     except StateUnavailable:
         return False
-    return handing_over.choose(fleet, owner=serving.session.owner) is not None
+    return handing_over.choose(fleet, worker_id=serving.session.worker_id) is not None
 
 
 async def _store_rest(serving: Serving, agent: SupervisorAgent, transcript: Transcript, *, tool_limit: float) -> None:

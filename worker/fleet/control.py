@@ -118,7 +118,7 @@ class SessionControl:
         """
         session = self._read(session_id)
         if session.state is State.LIVE and not handing_over.choose(
-            self._run(workers.fleet()), owner=session.owner, name=to
+            self._run(workers.fleet()), worker_id=session.worker_id, name=to
         ):
             raise HandOverImpossible("No other worker of this name is free." if to else "No other worker is free.")
         hold = self._settings.session_hold

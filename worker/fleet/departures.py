@@ -126,7 +126,7 @@ class Departures:
             return None
         reason = departure.reason
         if session.owner:
-            if not self._is_lost(session.owner):
+            if not self._is_lost(session.worker_id):
                 return None
             reason = session.reason or reason
         try:
@@ -150,10 +150,10 @@ class Departures:
             logger.warning("session %s is left alone: its record is not readable", session_id)
             return None
 
-    def _is_lost(self, owner: str) -> bool:
-        """Whether the owner's lease stays away for as long as the reaper, too, looks before it judges."""
+    def _is_lost(self, worker_id: str) -> bool:
+        """Whether the worker's lease stays away for as long as the reaper, too, looks before it judges."""
         observation = Observation(self._clock)
-        while owner not in {worker.worker_id for worker in self._run(workers.fleet()).workers}:
+        while worker_id not in {worker.worker_id for worker in self._run(workers.fleet()).workers}:
             observation.saw()
             if observation.suffices:
                 return True

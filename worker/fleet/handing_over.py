@@ -34,16 +34,16 @@ def is_standby(record: Session | None, successor: Session) -> bool:
     )
 
 
-def choose(fleet: Fleet, *, owner: str, name: str = "", place: int = 0) -> WorkerStatus | None:
-    """The emptiest worker that takes sessions and is not the owner, or the one of this name; None when it is full.
+def choose(fleet: Fleet, *, worker_id: str, name: str = "", place: int = 0) -> WorkerStatus | None:
+    """The emptiest worker that takes sessions and is not this one, or the one of this name; None when it is full.
 
-    Sessions of one owner that leave it together, each with a `place` of its own from 0 on, are spread over the free
+    Sessions of one worker that leave it together, each with a `place` of its own from 0 on, are spread over the free
     slots: the emptiest worker comes first, and a second time only when it is still as empty as the others.
     """
     free = [
         worker
         for worker in fleet.open_workers
-        if worker.worker_id != owner and worker.busy < worker.slots and name in ("", worker.name)
+        if worker.worker_id != worker_id and worker.busy < worker.slots and name in ("", worker.name)
     ]
     slots = [(left, worker) for worker in free for left in range(worker.slots - worker.busy, 0, -1)]
     slots.sort(key=lambda slot: slot[0], reverse=True)

@@ -32,7 +32,7 @@ from worker.fleet.publishing import publisher
 from worker.fleet.reaper import Reaper
 from worker.fleet.recovery import Recovery
 from worker.fleet.redis_operations import connect_async, run_async
-from worker.fleet.session import Reason, Session
+from worker.fleet.session import Reason, Session, worker_of
 from worker.fleet.settings import FleetSettings
 from worker.fleet.table import ABANDONED, Holding, Table
 from worker.fleet.task_states import show_end
@@ -189,7 +189,7 @@ class Keeper:
             return
         if session is None or session.is_over:
             return
-        if (session.owner, session.epoch) == (self._status.worker_id, lost.epoch):
+        if (session.worker_id, session.epoch) == (self._status.worker_id, lost.epoch):
             if lost.pid == ABANDONED:
                 await self._endings.end(session, Reason.INTERNAL_ERROR)
             else:
@@ -197,9 +197,10 @@ class Keeper:
 
     async def _read_lost(self, lost: Holding) -> Session | None:
         session = await run_async(self._client, records.read(lost.session_id))
-        if session is None or (session.standby, session.offered_epoch) != (self._status.worker_id, lost.epoch):
+        me, standby = self._status.worker_id, session.standby if session else ""
+        if session is None or (worker_of(standby), session.offered_epoch) != (me, lost.epoch):
             return session
-        step = record_moves.step_back(lost.session_id, offered=lost.epoch, worker_id=self._status.worker_id)
+        step = record_moves.step_back(lost.session_id, offered=lost.epoch, owner=standby)
         try:
             # The answer tells whether the owner was faster and has passed the session to the dead.
             session = await run_async(self._client, step)
@@ -207,7 +208,7 @@ class Keeper:
             return None
         if session.epoch != lost.epoch:
             logger.warning("session %s has lost its successor, not its owner", lost.session_id)
-            successor = replace(session, epoch=lost.epoch, owner=self._status.worker_id)
+            successor = replace(session, epoch=lost.epoch, owner=standby)
             self._endings.clear_up(successor, Reason.WORKER_LOST)
         return session
 

@@ -18,7 +18,7 @@ from worker.fleet.lasting import Lasting
 from worker.fleet.recovery import Recovery
 from worker.fleet.redis_operations import Answer, Operation, run_async
 from worker.fleet.session import Reason, Session, State
-from worker.fleet.times import LEASE, LEAVING, UNCLAIMED, UNOWNED_SEEN, UNOWNED_UNSEEN, UNPUBLISHED, UNRECORDED
+from worker.fleet.times import LEASE, LEAVING, UNCLAIMED, UNHELD, UNOWNED_SEEN, UNOWNED_UNSEEN, UNPUBLISHED, UNRECORDED
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,10 @@ _RECENT = 1000
 
 
 class Reaper:
-    """Judges every session of one tenant that is not over; owners whose lease holds are never touched."""
+    """Judges every session of one tenant that is not over.
+
+    One whose owner's lease holds is not touched as long as a process of that worker runs it.
+    """
 
     def __init__(
         self,
@@ -89,7 +92,7 @@ class Reaper:
                 await self._release_over(session, alive, holding=session_id in holders)
             elif session.state in (State.QUEUED, State.RECOVERING):
                 await self._judge_unclaimed(session)
-            elif session.owner not in alive:
+            elif session.worker_id not in alive or self._is_unheld(session, fleet):
                 await self._recovery.recover(session)
         self._unfinished = {key for key, session in sessions.items() if session and not session.is_over}
         self._lasting.next_round()
@@ -113,6 +116,14 @@ class Reaper:
             self._unfinished = {*await self._run(admission.recent(self._tenant, count=_RECENT))}
         return self._unfinished.union(holders)
 
+    def _is_unheld(self, session: Session, fleet: workers.Fleet) -> bool:
+        """Whether its owner's worker lives and no process of it runs the session: child and keeper died together, or
+        the claim came to Redis when its child had given up."""
+        holding = workers.holding(session.session_id, session.epoch)
+        if any(holding in worker.holdings for worker in fleet.workers if worker.worker_id == session.worker_id):
+            return False
+        return self._lasting.seconds(f"unheld {holding} {session.owner}") >= UNHELD
+
     async def _release_unrecorded(self, session_id: str, *, holding: bool) -> None:
         if not holding:
             if await self._run(admission.delist(self._tenant, session_id, after=UNRECORDED)):
@@ -128,7 +139,7 @@ class Reaper:
         if not holding:
             return
         lasting = self._lasting.seconds(f"leaving {session.session_id}")
-        if session.owner not in alive or lasting >= LEAVING:
+        if session.worker_id not in alive or lasting >= LEAVING:
             await self._endings.release(session)
             self._actions.count(Action.RELEASED_OVER)
             logger.warning("session %s held its room after its end, released", session.session_id)

@@ -4,7 +4,7 @@ Which of them is legal in which state says the table of `session.py`; here each 
 whole or refused, and whoever acts by a stale epoch or in another's place changes nothing. What is said about a
 hand-over in the session's command stream is said in the same step. `records.py` owns the keys.
 
-The fields `offered_epoch` and `standby` say which epoch was offered last and which worker stands by to go on in it. An
+The fields `offered_epoch` and `standby` say which epoch was offered last and who stands by to go on in it. An
 epoch that was offered is never used again, whatever became of it: it may be in the name of an agent in the room.
 """
 
@@ -117,7 +117,7 @@ local offered = math.max(tonumber(record[4] or 0), tonumber(ARGV[1])) + 1
 redis.call('HSET', KEYS[1], 'offered_epoch', offered, 'standby', '')
 return {{'moved', redis.call('HGETALL', KEYS[1])}}"""
 
-# ARGV: offered epoch, worker.
+# ARGV: offered epoch, owner.
 _STAND_BY = f"""#!lua
 {_ALLOWS}
 local record = redis.call('HMGET', KEYS[1], 'state', 'epoch', 'offered_epoch', 'standby')
@@ -129,7 +129,7 @@ if not allows('{_PASSED_IN}', record[1]) then return {{'illegal', record[1]}} en
 redis.call('HSET', KEYS[1], 'standby', ARGV[2])
 return {{'moved', redis.call('HGETALL', KEYS[1])}}"""
 
-# ARGV: offered epoch, worker, lifetime in ms.
+# ARGV: offered epoch, owner, lifetime in ms.
 _READY = f"""#!lua
 local record = redis.call('HMGET', KEYS[1], 'state', 'offered_epoch', 'standby')
 if not record[1] then return {{'missing'}} end
@@ -138,7 +138,7 @@ redis.call('XADD', KEYS[2], '*', 'kind', '{Command.READY}', 'epoch', ARGV[1])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
 return {{'moved', redis.call('HGETALL', KEYS[1])}}"""
 
-# ARGV: offered epoch, worker. Between this and a pass there is no third way.
+# ARGV: offered epoch, owner. Between this and a pass there is no third way.
 _STEP_BACK = """#!lua flags=allow-oom
 local record = redis.call('HMGET', KEYS[1], 'state', 'epoch', 'offered_epoch', 'standby')
 if not record[1] then return {'missing'} end
@@ -333,12 +333,12 @@ def offer(session: Session) -> Operation[Session]:
     return _on_record(_OFFER, session.session_id, [session.epoch, session.owner])
 
 
-def stand_by(session_id: str, *, offered: int, worker_id: str) -> Operation[Session]:
+def stand_by(session_id: str, *, offered: int, owner: str) -> Operation[Session]:
     """Be the one who goes on in the offered epoch.
 
     Raises what `offer` does, also when the offer is void or another one stands by.
     """
-    return _on_record(_STAND_BY, session_id, [offered, worker_id])
+    return _on_record(_STAND_BY, session_id, [offered, owner])
 
 
 def ready(successor: Session, *, lifetime: float) -> Operation[Session]:
@@ -346,12 +346,12 @@ def ready(successor: Session, *, lifetime: float) -> Operation[Session]:
     return _on_record(_READY, successor.session_id, [successor.epoch, successor.owner, _milliseconds(lifetime)])
 
 
-def step_back(session_id: str, *, offered: int, worker_id: str) -> Operation[Session]:
-    """Stand by no longer: from here on the baton cannot be passed to this worker in this epoch.
+def step_back(session_id: str, *, offered: int, owner: str) -> Operation[Session]:
+    """Stand by no longer: from here on the baton cannot be passed to this process in this epoch.
 
     The answer tells whether it was before. Raises `SessionNotFound`.
     """
-    return _on_record(_STEP_BACK, session_id, [offered, worker_id])
+    return _on_record(_STEP_BACK, session_id, [offered, owner])
 
 
 def give(session: Session, *, offered: int, is_open: bool, lifetime: float) -> Operation[Session]:

@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 _LASTING = ("record", "commands", "turns", "checkpoints", "checkpoint_writes")
 #: Seconds an ended session can still be looked up.
 KEPT_AFTER_END = 24 * 3600.0
+#: More turns than a call has for as long as a packet of a closed connection may still be under way.
+TURNS_COMPARED = 64
 
 # A key that is no hash is a damaged record, not a server that fails.
 _READ = """#!lua flags=no-writes
@@ -63,8 +65,9 @@ _APPEND_TURN = """#!lua
 local record = redis.call('HMGET', KEYS[1], 'epoch', 'owner')
 if not record[1] then return {'missing'} end
 if record[1] ~= ARGV[1] or (record[2] or '') ~= ARGV[2] then return {'stale'} end
-local newest = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
-if newest and newest[2][2] == ARGV[4] then return {'added', newest[1]} end
+for _, stored in ipairs(redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', ARGV[6])) do
+  if stored[2][2] == ARGV[4] then return {'added', stored[1]} end
+end
 local id = redis.call('XADD', KEYS[2], '*', 'turn', ARGV[4])
 if ARGV[5] == '1' then redis.call('DEL', KEYS[3]) end
 if redis.call('PTTL', KEYS[2]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[2], ARGV[3]) end
@@ -154,7 +157,8 @@ def stamp_published(session_id: str, *, epoch: int) -> Operation[None]:
 def append_turn(session: Session, turn: Mapping[str, Any], *, lifetime: float) -> Operation[str]:
     """Add one committed turn as the owner, a user's in the place of its draft; answers its stream id.
 
-    Repeating the newest turn adds nothing: this is how an unknown outcome is retried.
+    Repeating one of the last `TURNS_COMPARED` adds nothing: this is how an unknown outcome is retried, and the first
+    attempt may reach the server after the repetition and what followed it. Turns are told apart by their `item_id`.
     """
     return Operation(
         script=_APPEND_TURN,
@@ -165,6 +169,7 @@ def append_turn(session: Session, turn: Mapping[str, Any], *, lifetime: float) -
             _milliseconds(lifetime),
             json.dumps(turn),
             int(turn.get("role") == "user"),
+            TURNS_COMPARED,
         ],
         parse=lambda raw: str(accepted(raw, "added")[1]),
     )

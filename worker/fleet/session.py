@@ -1,6 +1,7 @@
 """A session as Redis and JSON see it: its states, its reasons to end and the moves that are legal."""
 
 import json
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -107,6 +108,23 @@ def agent_of(identity: str) -> tuple[str, int] | None:
     return (session_id, int(epoch)) if is_agent else None
 
 
+_CLAIM = "/"
+
+
+def owner_of(worker_id: str) -> str:
+    """A name for one process of the worker in one session.
+
+    Each call makes another one: a Redis that has lost a claim gives the same epoch away again, perhaps to a process of
+    the same worker, and only their names tell the two apart.
+    """
+    return f"{worker_id}{_CLAIM}{uuid.uuid4().hex[:8]}"
+
+
+def worker_of(owner: str) -> str:
+    """The id of the worker of which an owner is a process."""
+    return owner.partition(_CLAIM)[0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Session:
     """One session's record; times are Unix seconds, `None` when not yet."""
@@ -119,11 +137,11 @@ class Session:
     state: State
     epoch: int
     reason: Reason | None = None
-    #: The id of the worker that runs it (see `workers.py`), empty while queued and between two owners.
+    #: Who runs it, as `owner_of` writes it; empty while queued and between two owners.
     owner: str = ""
     #: The highest epoch that was offered to a successor (see `handing_over.py`), 0 when none was.
     offered_epoch: int = 0
-    #: The id of the worker that stands by to go on in that epoch.
+    #: Who stands by to go on in that epoch, as an owner.
     standby: str = ""
     #: How many owners in a row it has lost, each soon after its claim.
     recoveries: int = 0
@@ -142,6 +160,11 @@ class Session:
     recovered_at: float | None = None
     ending_at: float | None = None
     ended_at: float | None = None
+
+    @property
+    def worker_id(self) -> str:
+        """The id of its owner's worker (see `workers.py`); empty without an owner."""
+        return worker_of(self.owner)
 
     @property
     def is_over(self) -> bool:

@@ -64,6 +64,9 @@ LEAVING = 5.0
 SWEEP = 10.0
 #: An agent that nobody vouches for may be in a room: its owner is just leaving it, or registers again.
 ORPHANED = 15.0
+#: A live worker may not list a session that is its own among what it runs: what it has told is a lease old at most, and
+#: the session was claimed since.
+UNHELD = LEASE + 2 * BEAT
 
 # Recovery: how a session goes on without its owner.
 

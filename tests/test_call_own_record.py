@@ -1,0 +1,97 @@
+"""An owner sees on a real Redis that its room stays held, also when a server that took over has missed its hold."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+import redis
+
+from tests.test_call_giving import Agent, live_session
+from worker.call.baton import Baton
+from worker.call.claiming import Claiming
+from worker.fleet import admission, record_moves
+from worker.fleet.errors import StaleEpoch
+from worker.fleet.redis_operations import connect, connect_async, run
+from worker.fleet.session import Reason, Session, worker_of
+from worker.fleet.times import STAMP
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator["redis.Redis"]:
+    with connect(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def live(client: "redis.Redis") -> Session:
+    return live_session(client)
+
+
+@asynccontextmanager
+async def registered(redis_url: str, session: Session) -> AsyncIterator[Agent]:
+    """An owner that looks after its hold, and has looked once."""
+    async with connect_async(redis_url) as client:
+        agent = Agent(session, client, Baton(is_held=True))
+        staying = asyncio.create_task(agent.record.stay_registered())
+        await asyncio.sleep(STAMP)
+        try:
+            yield agent
+        finally:
+            agent.ending.decide(Reason.LEFT)
+            await staying
+
+
+def hold_left(client: "redis.Redis", session: Session) -> float:
+    """Seconds until the room is free."""
+    return client.pttl(f"muster:{{t:default}}:room:{session.room}") / 1000
+
+
+async def test_a_hold_that_ends_with_the_join_is_made_as_long_as_the_call(
+    client: "redis.Redis", redis_url: str, live: Session
+) -> None:
+    admit = admission.admit("default", live.room, live.session_id, join_ttl=5, limit=9)
+    run(client, admission.release("default", live.room, live.session_id))
+    assert run(client, admit).outcome == "admitted"
+    async with registered(redis_url, live) as agent:
+        assert hold_left(client, live) > 50
+        assert not agent.ending.is_decided
+    assert run(client, admission.holders("default")) == [live.session_id]
+
+
+async def test_a_room_that_went_to_another_session_meanwhile_is_left_to_it(
+    client: "redis.Redis", redis_url: str, live: Session
+) -> None:
+    run(client, admission.release("default", live.room, live.session_id))
+    run(client, admission.admit("default", live.room, "another", join_ttl=30, limit=9))
+    async with registered(redis_url, live) as agent:
+        assert agent.ending.superseded
+    assert run(client, admission.holders("default")) == ["another"]
+
+
+async def test_a_session_that_was_ended_by_another_takes_no_room_again(
+    client: "redis.Redis", redis_url: str, live: Session
+) -> None:
+    run(client, record_moves.end(live, Reason.WORKER_LOST))
+    run(client, admission.release("default", live.room, live.session_id))
+    async with registered(redis_url, live) as agent:
+        assert agent.ending.superseded
+    assert run(client, admission.holders("default")) == []
+
+
+async def test_of_two_processes_of_one_worker_that_claim_an_epoch_only_the_last_one_writes(
+    client: "redis.Redis", redis_url: str, live: Session
+) -> None:
+    """As after a fail-over that has lost the first claim."""
+    owners = []
+    for _ in range(2):
+        client.hset(f"muster:{{s:{live.session_id}}}:record", mapping={"state": "queued", "owner": ""})
+        async with connect_async(redis_url) as waiting:
+            claiming = Claiming(live.session_id, 1, client=waiting, worker_id="worker@test#1", hold=60)
+            claimed = await claiming.claim()
+        assert claimed is not None and claimed.refusal is None
+        owners.append(claimed.session)
+    assert {worker_of(owner.owner) for owner in owners} == {"worker@test#1"}
+    with pytest.raises(StaleEpoch):
+        run(client, record_moves.end(owners[0], Reason.LEFT))
+    run(client, record_moves.end(owners[1], Reason.LEFT))
