@@ -91,7 +91,7 @@ def test_a_whole_life_is_seen_and_legal(client: "redis.Redis", watcher: Watcher)
 def test_a_hand_over_is_legal(client: "redis.Redis", watcher: Watcher) -> None:
     live = go_live(client)
     offered = run(client, record_moves.offer(live)).offered_epoch
-    run(client, record_moves.stand_by("s1", offered=offered, worker_id="b#1"))
+    run(client, record_moves.stand_by("s1", offered=offered, owner="b#1"))
     run(client, record_moves.give(live, offered=offered, is_open=False, lifetime=LIFETIME))
     last = sheet(watcher).entries[-1]
     assert (last.state, last.epoch, last.owner) == (State.LIVE, 2, "b#1")
