@@ -63,7 +63,7 @@ def test_a_session_is_run_until_any_replica_is_told_to_leave_it(fleet: Fleet, st
 
     assert (over.state, over.reason) == (State.ENDED, Reason.LEFT)
     fleet.wait_until_free(session, within=1)
-    everlasting = {"leases", "status", "leader", "ready"}
+    everlasting = {"leases", "status", "leader", "ready", "open"}
     assert {key.rpartition(":")[2] for key in keys_without_expiry(fleet.client)} <= everlasting | {"live"}
     assert fleet.client.zcard("muster:{t:default}:live") == 0
 

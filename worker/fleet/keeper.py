@@ -251,6 +251,8 @@ class Keeper:
             leading = await run_async(self._client, workers.lead(self._status.worker_id))
             if leading:
                 await self._reaper.open_joins()
+            else:
+                self._reaper.forget_joins()
             self._judges = leading and self._observation.suffices
             if self._judges:
                 await self._reaper.judge()
@@ -366,6 +368,7 @@ async def keep(table: Table, status: WorkerStatus) -> None:
             actions=actions,
             endings=endings,
             recovery=recovery,
+            agents=ghosts.agents,
         ),
         orphans=Orphans(client=client, actions=actions, agents=ghosts.agents, take_out=ghosts.take_out),
         health=HealthFile(settings.health_file),
