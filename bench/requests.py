@@ -29,8 +29,9 @@ from local.paths import ROOT
 from local.ports import HOST, PortPicker
 from local.readiness import answers_http
 from local.stack import Stack
-from worker.fleet import workers
+from worker.fleet import admission, workers
 from worker.fleet.redis_operations import connect, run
+from worker.fleet.settings import FleetSettings
 from worker.fleet.times import BEAT
 
 #: Each server's options of gunicorn.
@@ -187,6 +188,7 @@ def _registered_worker(redis_url: str) -> Iterator[None]:
 
     with connect(redis_url) as client:
         run(client, workers.renew(worker))
+        run(client, admission.open_joins(FleetSettings.model_fields["tenant"].default))
         run(client, workers.open_joins(worker.worker_id))
     keeper = threading.Thread(target=beat)
     keeper.start()

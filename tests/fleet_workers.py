@@ -15,7 +15,7 @@ import psutil
 import redis
 
 from local.paths import ROOT
-from worker.fleet import records, workers
+from worker.fleet import admission, records, workers
 from worker.fleet.app import create_producer
 from worker.fleet.control import SessionControl
 from worker.fleet.publishing import TASK_NAME, publisher
@@ -122,6 +122,7 @@ class Fleet:
             worker.close()
 
     def open_joins(self) -> None:
+        run(self.client, admission.open_joins(self.settings.tenant))
         run(self.client, workers.open_joins("tester"))
 
     def join(self, room: str, **metadata: Any) -> Session:

@@ -8,7 +8,7 @@ from flask import Flask
 
 from api.agent_service import create_app
 from api.settings import AccessSettings, WebhookSettings
-from worker.fleet import record_moves, workers
+from worker.fleet import admission, record_moves, workers
 from worker.fleet.redis_operations import connect, run
 from worker.fleet.session import Session
 from worker.fleet.settings import FleetSettings
@@ -38,6 +38,7 @@ def open_joins(redis_url: str, *, slots: int = 2) -> None:
     """A leased worker and open joins: what the leading keeper has made of Redis one lease after it came up."""
     lease_worker(redis_url, slots=slots)
     with client_of(redis_url) as client:
+        run(client, admission.open_joins("default"))
         run(client, workers.open_joins(WORKER))
 
 

@@ -12,7 +12,7 @@ from tests.fleet_sessions import new_session
 from worker.fleet import admission, record_moves, records, workers
 from worker.fleet.actions import Actions
 from worker.fleet.endings import Endings
-from worker.fleet.errors import StaleEpoch
+from worker.fleet.errors import RoomServerAway, StaleEpoch
 from worker.fleet.ghosts import Ghosts, RoomServerSettings
 from worker.fleet.lasting import Observation
 from worker.fleet.reaper import Reaper
@@ -21,6 +21,7 @@ from worker.fleet.redis_operations import connect_async, run_async
 from worker.fleet.session import Reason, Session, State, owner_of
 from worker.fleet.times import (
     BEAT,
+    CLOSED,
     LEASE,
     LEAVING,
     SETTLED,
@@ -43,6 +44,8 @@ class Bench:
         self.now = 0.0
         self.published: list[str] = []
         self.actions = Actions()
+        #: Who is in LiveKit's rooms; None while it does not answer.
+        self.in_rooms: list[tuple[str, str]] | None = []
         self.endings = Endings(client=client, actions=self.actions, remove_ghost=Ghosts(RoomServerSettings()).remove)
         self.recovery = Recovery(
             client=client,
@@ -58,8 +61,23 @@ class Bench:
             actions=self.actions,
             endings=self.endings,
             recovery=self.recovery,
+            agents=self.agents,
             clock=lambda: self.now,
         )
+
+    async def agents(self) -> list[tuple[str, str]]:
+        if self.in_rooms is None:
+            raise RoomServerAway()
+        return self.in_rooms
+
+    async def is_open(self) -> bool:
+        """Whether both say so: who asks whether joins are open, and who gives rooms."""
+        answers = {
+            (await run_async(self.client, workers.fleet())).ready,
+            await run_async(self.client, admission.is_open("default")),
+        }
+        assert len(answers) == 1
+        return answers.pop()
 
     async def lease(self, *held: Session) -> None:
         holdings = [workers.holding(session.session_id, session.epoch) for session in held]
@@ -336,19 +354,50 @@ async def test_a_session_that_is_over_holds_its_room_only_while_its_owner_leaves
 
 
 async def test_joins_open_one_lease_after_they_were_found_closed_without_a_break(bench: Bench) -> None:
-    async def ready() -> bool:
-        return (await run_async(bench.client, workers.fleet())).ready
-
     await bench.reaper.open_joins()
     bench.now += LEASE - 0.1
     await bench.reaper.open_joins()
     bench.reaper.forget_joins()
     bench.now += 0.2
     await bench.reaper.open_joins()
-    assert not await ready()
+    assert not await bench.is_open()
     bench.now += LEASE
     await bench.reaper.open_joins()
-    assert await ready()
+    assert await bench.is_open()
+
+
+async def test_joins_wait_for_a_call_that_cannot_register_as_long_as_it_may_live(bench: Bench) -> None:
+    bench.in_rooms = [("room", "agent-unknown-1")]
+    await bench.reaper.open_joins()
+    bench.now += CLOSED - 0.1
+    await bench.reaper.open_joins()
+    assert not await bench.is_open()
+    bench.now += 0.2
+    await bench.reaper.open_joins()
+    assert await bench.is_open()
+
+
+async def test_joins_open_as_soon_as_every_call_has_its_room_again(bench: Bench) -> None:
+    session = new_session()
+    bench.in_rooms = [(session.room, session.agent_identity)]
+    await bench.reaper.open_joins()
+    bench.now += LEASE
+    await bench.reaper.open_joins()
+    assert not await bench.is_open()
+    await bench.admit(session)
+    await bench.reaper.open_joins()
+    assert await bench.is_open()
+
+
+async def test_joins_do_not_wait_for_ever_for_livekit(bench: Bench) -> None:
+    bench.in_rooms = None
+    await bench.reaper.open_joins()
+    bench.now += CLOSED - 0.1
+    await bench.reaper.open_joins()
+    assert not await bench.is_open()
+    bench.now += 0.2
+    await bench.reaper.open_joins()
+    assert await bench.is_open()
 
 
 def test_only_a_whole_lease_without_a_break_suffices_to_judge() -> None:

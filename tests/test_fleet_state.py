@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import redis
@@ -24,8 +25,8 @@ from worker.fleet.errors import (
     StaleEpoch,
     StateUnavailable,
 )
-from worker.fleet.joining import Joined
-from worker.fleet.redis_operations import connect, run
+from worker.fleet.joining import Join, Joined
+from worker.fleet.redis_operations import Operation, connect, run
 from worker.fleet.session import Reason, Session, State
 from worker.fleet.settings import FleetSettings
 
@@ -48,6 +49,7 @@ def control_of(redis_url: str, client: "redis.Redis") -> SessionControl:
 def control(redis_url: str, client: "redis.Redis") -> SessionControl:
     """Of a fleet that is open and has one worker with two slots."""
     lease(client, slots=2)
+    run(client, admission.open_joins("default"))
     run(client, workers.open_joins(WORKER))
     return control_of(redis_url, client)
 
@@ -290,6 +292,30 @@ def test_a_turn_that_comes_again_after_others_is_stored_once(control: SessionCon
     assert [turn for _, turn in control.turns(session.session_id)] == turns
 
 
+def test_a_join_that_finds_redis_emptied_after_its_first_question_gets_no_room(
+    control: SessionControl, client: "redis.Redis"
+) -> None:
+    """The holders have not registered again."""
+
+    def emptied(operation: Operation[Any]) -> Any:
+        answer = run(client, operation)
+        if isinstance(answer, workers.Fleet):
+            client.flushdb()
+        return answer
+
+    join = Join(
+        new_session(),
+        idempotency_key="key",
+        check=lambda: None,
+        run=emptied,
+        publish=lambda session: True,
+        settings=FleetSettings.from_env({"REDIS_URL": "redis://nowhere.invalid"}),
+    )
+    with pytest.raises(FleetNotReady):
+        join.make()
+    assert not client.keys("*")
+
+
 def test_every_key_of_a_call_expires(control: SessionControl, client: "redis.Redis") -> None:
     waiting = join(control, "waiting", idempotency_key="key").session
     running = claim(client, join(control, "running").session)
@@ -301,6 +327,7 @@ def test_every_key_of_a_call_expires(control: SessionControl, client: "redis.Red
     # The live set's members carry their own end; the workers' keys belong to no call.
     assert keys_without_expiry(client) == {
         "muster:{t:default}:live",
+        "muster:{t:default}:open",
         *(f"muster:{{workers}}:{name}" for name in ("leases", "status", "leader", "ready")),
     } - {"muster:{workers}:leader"}
     control.leave(waiting.session_id)

@@ -89,3 +89,11 @@ def test_the_time_to_find_a_loss_does_not_count_as_having_settled() -> None:
 def test_a_successor_leaves_an_agent_that_only_lingers_alone() -> None:
     assert times.LINGER < times.LEFT
     assert times.TAKEN_UP_WITHIN < times.READY_WITHIN
+
+
+def test_no_call_that_is_cut_off_from_redis_lives_when_joins_open_without_it() -> None:
+    assert times.WITNESS + times.RESPITE < times.CLOSED
+
+
+def test_a_worker_that_lives_lists_what_it_runs_before_that_is_taken_from_it() -> None:
+    assert times.LEASE + times.BEAT < times.UNHELD

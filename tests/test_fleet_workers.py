@@ -63,7 +63,7 @@ def test_a_session_is_run_until_any_replica_is_told_to_leave_it(fleet: Fleet, st
 
     assert (over.state, over.reason) == (State.ENDED, Reason.LEFT)
     fleet.wait_until_free(session, within=1)
-    everlasting = {"leases", "status", "leader", "ready"}
+    everlasting = {"leases", "status", "leader", "ready", "open"}
     assert {key.rpartition(":")[2] for key in keys_without_expiry(fleet.client)} <= everlasting | {"live"}
     assert fleet.client.zcard("muster:{t:default}:live") == 0
 
@@ -336,12 +336,55 @@ def test_a_worker_calculates_in_one_thread_whatever_the_environment_says(fleet: 
         fleet.leave(fleet.live_on(worker, "calculates"))
 
 
+def runs(process: psutil.Process) -> bool:
+    """Whether it is alive; one that nobody has asked for its end is not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_nothing_of_a_worker_survives_its_parent(fleet: Fleet) -> None:
     with fleet.worker("orphaned", slots=1) as worker:
         processes = worker.processes()
         worker.process.kill()
-        _, alive = psutil.wait_procs(processes[1:], timeout=2)
-        assert alive == []
+        wait_until(lambda: not any(runs(process) for process in processes[1:]), within=2)
+
+
+def test_what_a_killed_parent_leaves_goes_on_with_another_before_its_lease_could_end(
+    fleet: Fleet, stays: Worker
+) -> None:
+    with fleet.worker("headless", slots=2) as headless:
+        sessions = [fleet.live_on(headless, f"headless {number}") for number in range(2)]
+        processes = headless.processes()
+        died_at = time.monotonic()
+        headless.process.kill()
+        recovered = [goes_on(fleet, session, within=LEASE - 2) for session in sessions]
+        print(f"\nparent killed -> both sessions live again: {time.monotonic() - died_at:.2f} s")
+        assert {session.owner.partition("@")[0] for session in recovered} == {"stays"}
+        wait_until(lambda: not any(runs(process) for process in processes[1:]), within=LEASE)
+        assert status(fleet, "headless") is None
+        fleet.leave(*recovered)
+
+
+@pytest.mark.slow
+def test_a_parent_that_is_killed_while_redis_is_away_leaves_its_sessions_to_the_leading_keeper(tmp_path: Path) -> None:
+    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
+    server.start()
+    fleet = Fleet(server.url)
+    try:
+        with fleet.worker("stays", slots=1), fleet.worker("headless", slots=1) as headless:
+            fleet.open_joins()
+            session = fleet.live_on(headless, "headless")
+            processes = headless.processes()
+            server.stop()
+            headless.process.kill()
+            wait_until(lambda: not any(runs(process) for process in processes[1:]), within=LEASE + 2)
+            server.start()
+            fleet.leave(goes_on(fleet, session, within=LOST + LEASE))
+    finally:
+        fleet.close()
+        server.stop()
 
 
 def test_a_worker_reads_recovery_first_then_its_own_queue_then_new_sessions(redis_database: str) -> None:

@@ -8,7 +8,6 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from local.paths import ROOT
-from tests.model.flaws import FLAWS, Flaw
 from tests.model.machine import FleetMachine
 from tests.model.schedules import (
     SCHEDULES,
@@ -37,10 +36,6 @@ def world(*, off: Collection[Switch] = ()) -> Iterator[World]:
 
 def named(schedule: Schedule) -> str:
     return schedule.name
-
-
-def told(flaw: Flaw) -> str:
-    return flaw.name
 
 
 @pytest.mark.parametrize("place", sorted(STEPS))
@@ -76,12 +71,6 @@ def test_what_masks_a_fence_is_named(schedule: Schedule) -> None:
 def test_a_schedule_breaks_nothing_with_everything_on(schedule: Schedule) -> None:
     with world() as fleet:
         schedule.play(fleet)
-
-
-@pytest.mark.parametrize("flaw", FLAWS, ids=told)
-def test_a_known_flaw_breaks_its_invariant(flaw: Flaw) -> None:
-    with world() as fleet, pytest.raises(Broken, match=flaw.breaks):
-        flaw.play(fleet)
 
 
 def test_a_repeated_message_that_cannot_be_claimed_ends_no_call() -> None:
@@ -154,7 +143,5 @@ def test_the_page_on_the_protocol_tells_what_the_model_shows() -> None:
         [row] = [cells for cells in rows if cells[0] == schedule.needs and cells[2:3] == [schedule.name]]
         assert row[3:] == [", ".join(schedule.masks)]
         assert f"*{schedule.breaks}*" in " ".join(page.split())
-    for flaw in FLAWS:
-        assert [flaw.name, flaw.breaks] in rows
     for name, seconds in [cells[:2] for cells in rows if cells[0][:1] == "`"]:
         assert getattr(times, name.strip("`")) == float(seconds)

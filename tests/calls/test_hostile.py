@@ -96,7 +96,13 @@ async def test_an_unreadable_record_stops_neither_the_reaper_nor_the_list(
             client=asynchronous, actions=actions, endings=endings, publish=lambda session: None, lifetime=60
         )
         reaper = Reaper(
-            client=asynchronous, tenant="default", worker_id=WORKER, actions=actions, endings=endings, recovery=recovery
+            client=asynchronous,
+            tenant="default",
+            worker_id=WORKER,
+            actions=actions,
+            endings=endings,
+            recovery=recovery,
+            agents=Ghosts(RoomServerSettings()).agents,
         )
         await reaper.judge()
         await endings.close()

@@ -30,6 +30,7 @@ from worker.fleet.recovery import MOST_IN_A_ROW
 from worker.fleet.session import Reason, Session, State, worker_of
 from worker.fleet.times import (
     BEAT,
+    CLOSED,
     HUNG,
     LEASE,
     LEAVING,
@@ -246,6 +247,8 @@ class Keeper(Process):
             leading = yield ask("lead", worker_id=self.worker.worker_id)
             if leading:
                 yield from self._open_joins()
+            else:
+                self._closed_since = None
             if leading and (self._observation.suffices or not self.world.has(Switch.WHOLE_LEASE)):
                 yield from self.judge()
             else:
@@ -322,13 +325,26 @@ class Keeper(Process):
 
     @models("worker.fleet.reaper:Reaper.open_joins")
     def _open_joins(self) -> Program:
-        if (yield ask("fleet")).ready:
+        if (yield ask("fleet")).ready and (yield ask("is_open")):
             self._closed_since = None
             return
         if self._closed_since is None:
             self._closed_since = self.world.now
-        if self.world.now - self._closed_since >= LEASE:
+        closed_for = self.world.now - self._closed_since
+        if closed_for >= CLOSED or (closed_for >= LEASE and (yield from self._is_every_agent_registered())):
+            yield ask("open_rooms")
             yield ask("open_joins")
+
+    @models("worker.fleet.reaper:Reaper._is_every_agent_registered", "worker.fleet.ghosts:Ghosts.agents")
+    def _is_every_agent_registered(self) -> Program:
+        if not self.world.has(Switch.ROOMS_ASKED):
+            return True
+        if not self.machine.has_rooms:
+            return False
+        for room in sorted(self.world.rooms.with_agents()):
+            if (yield ask("holder", room=room)) is None:
+                return False
+        return True
 
     @models("worker.fleet.reaper:Reaper.judge")
     def judge(self) -> Program:
@@ -419,12 +435,13 @@ class Api(Process):
         if not fleet.ready:
             raise FleetNotReady()
         try:
-            admitted = yield from self._insist(
-                ask("admit", room=room, session_id=session_id, hold=self.world.join_ttl, limit=fleet.slots * 2)
-            )
+            limits = {"hold": self.world.join_ttl, "limit": fleet.slots * 2, "only_if_open": True}
+            admitted = yield from self._insist(ask("admit", room=room, session_id=session_id, **limits))
         except StateUnavailable:
             yield from self._take_back(session_id, room)
             raise
+        if admitted == "closed":
+            raise FleetNotReady()
         if admitted == "full":
             raise FleetFull()
         if admitted == "room_taken":

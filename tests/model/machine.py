@@ -13,7 +13,6 @@ from tests.model.schedules import open_fleet
 from tests.model.switches import Switch
 from tests.model.world import World
 from worker.fleet.session import State
-from worker.fleet.times import LEASE
 
 #: Steps of Redis that may come late, or whose answer may get lost.
 LATE = (
@@ -46,7 +45,6 @@ class FleetMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World(off=self.off)
-        self.emptied_at = float("-inf")
 
     @initialize()
     def begin(self) -> None:
@@ -167,7 +165,6 @@ class FleetMachine(RuleBasedStateMachine):
 
     # --- what befalls links, Redis and LiveKit ---
 
-    @precondition(lambda self: self.world.now - self.emptied_at > 2 * LEASE)
     @rule(number=which)
     def cut_redis(self, number: int) -> None:
         """A machine is cut off from Redis."""
@@ -178,7 +175,6 @@ class FleetMachine(RuleBasedStateMachine):
         """A machine is cut off from LiveKit."""
         self._one(self._workers, number, lambda worker: self.world.cut_rooms(worker.machine, is_noticed=is_noticed))
 
-    @precondition(lambda self: self.world.now - self.emptied_at > 2 * LEASE)
     @rule(number=which, seconds=st.sampled_from([1.5, 3.0, 8.0, 12.0]), only_rooms=st.booleans())
     def partition(self, number: int, seconds: float, only_rooms: bool) -> None:
         """A machine is cut off from everything for a while, perhaps from Redis for longer."""
@@ -207,11 +203,9 @@ class FleetMachine(RuleBasedStateMachine):
         """It answers again."""
         self.world.mend_redis()
 
-    @precondition(lambda self: self.may_lose_data)
     @rule()
     def empty_redis(self) -> None:
         """Redis loses its data."""
-        self.emptied_at = self.world.now
         self.world.empty_redis()
 
     @rule()
@@ -248,12 +242,6 @@ class FleetMachine(RuleBasedStateMachine):
         self.world.deliver()
 
     # --- helpers ---
-
-    @property
-    def may_lose_data(self) -> bool:
-        """Whether nobody is cut off: see "What the model does not let happen" in docs/protocol.md."""
-        machines = [worker.machine for worker in self._workers]
-        return all(machine.has_redis for machine in machines) and self.world.redis_is_up
 
     @property
     def _workers(self) -> list[Worker]:

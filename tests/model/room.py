@@ -171,6 +171,10 @@ class RoomServer:
         """The identities beside its own; the caller is always there."""
         return [CALLER, *(identity for identity in self._rooms.get(room.name, {}) if identity != room.identity)]
 
+    def with_agents(self) -> set[str]:
+        """The rooms that have an agent in them, whether or not it is heard."""
+        return {name for name, participants in self._rooms.items() if participants}
+
     def enter(self, room: Room) -> None:
         """Take it in; one of the same identity has to go."""
         participants = self._rooms.setdefault(room.name, {})

@@ -45,7 +45,7 @@ def needs(
 
 def open_fleet(world: World) -> None:
     """Wait until joins are open."""
-    world.until(lambda: world.redis.fleet().ready and world.redis.fleet().workers)
+    world.until(lambda: world.redis.fleet().ready and world.redis.is_open() and world.redis.fleet().workers)
 
 
 def begin_call(world: World, room: str = "room") -> Agent:
@@ -187,7 +187,7 @@ def redis_is_back_and_the_leading_keeper_is_the_first_to_see_it(world: World) ->
     world.settle()
 
 
-@needs(Switch.READY_KEY, breaks="a live call that loses its room")
+@needs(Switch.READY_KEY, masks=(Switch.OPEN_ROOMS,), breaks="a live call that loses its room")
 def redis_comes_back_empty_and_a_join_is_the_first_to_ask(world: World) -> None:
     """A caller's client asks for an agent in a room whose call has not registered again."""
     _a_call_of_a_keeper_that_beats_later(world)
@@ -303,3 +303,29 @@ def join_at_last(world: World) -> None:
     world.join()
     world.run(1)
     world.join()
+
+
+@needs(Switch.OPEN_ROOMS, breaks="two sessions in one room")
+def redis_is_emptied_between_two_steps_of_a_join(world: World) -> None:
+    """The join has read that joins are open, and is the first to ask for the room afterwards."""
+    open_fleet(world)
+    begin_call(world)
+    world.run(20)
+    world.join()
+    world.step()
+    world.empty_redis()
+    world.run(10)
+    world.settle()
+
+
+@needs(Switch.ROOMS_ASKED, breaks="two sessions in one room")
+def redis_is_emptied_while_a_call_is_cut_off_from_it(world: World) -> None:
+    """Its room is its witness for longer than joins stay closed, and it cannot register again."""
+    open_fleet(world)
+    agent = begin_call(world)
+    world.cut_redis(agent.machine)
+    world.empty_redis()
+    world.until(lambda: world.redis.fleet().ready, within=60)
+    join_at_last(world)
+    world.run(5)
+    world.settle()

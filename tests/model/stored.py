@@ -62,6 +62,8 @@ class Tables:
     status: dict[str, WorkerStatus] = field(default_factory=dict)
     leader: tuple[str, float] = ("", 0.0)
     ready: bool = False
+    #: Beside the rooms: whether new sessions get any.
+    is_open: bool = False
     #: Room -> session and when its hold ends; session -> when its hold ends.
     rooms: dict[str, tuple[str, float]] = field(default_factory=dict)
     live: dict[str, float] = field(default_factory=dict)
@@ -323,19 +325,31 @@ class Redis:
 
     @models("worker.fleet.workers:open_joins")
     def open_joins(self) -> None:
-        """Let `/join` admit sessions."""
+        """Let `/join` ask for rooms."""
         self.tables.ready = True
+
+    @models("worker.fleet.admission:open_joins")
+    def open_rooms(self) -> None:
+        """Let new sessions have rooms."""
+        self.tables.is_open = True
+
+    @models("worker.fleet.admission:is_open")
+    def is_open(self) -> bool:
+        """Whether they have."""
+        return self.tables.is_open or not self._has(Switch.OPEN_ROOMS)
 
     # --- admission: worker/fleet/admission.py ---
 
     @models("worker.fleet.admission:admit")
-    def admit(self, room: str, session_id: str, *, hold: float, limit: int) -> str:
-        """ "admitted", "room_taken" or "full"."""
+    def admit(self, room: str, session_id: str, *, hold: float, limit: int, only_if_open: bool = False) -> str:
+        """ "admitted", "room_taken", "closed" or "full"."""
         now = self._clock()
         self._forget_expired()
         holder = self.tables.rooms.get(room, ("", 0.0))[0]
         if holder in self.tables.live and self._has(Switch.ROOM_LOCK):
             return "admitted" if holder == session_id else "room_taken"
+        if only_if_open and not self.is_open():
+            return "closed"
         if len(self.tables.live) >= limit:
             return "full"
         self.tables.live[session_id] = now + hold
@@ -362,6 +376,13 @@ class Redis:
         self.tables.live.pop(session_id, None)
         if self.tables.rooms.get(room, ("", 0.0))[0] == session_id:
             del self.tables.rooms[room]
+
+    @models("worker.fleet.admission:holder")
+    def holder(self, room: str) -> str | None:
+        """The session that holds the room."""
+        self._forget_expired()
+        session_id = self.tables.rooms.get(room, ("", 0.0))[0]
+        return session_id if session_id in self.tables.live else None
 
     @models("worker.fleet.admission:holders")
     def holders(self) -> frozenset[str]:

@@ -29,6 +29,10 @@ class Switch(StrEnum):
     HOLDINGS = "list of what runs"
     #: A turn is not stored again although others were stored after it.
     KNOWN_TURNS = "stored turns are known"
+    #: Whether joins are open is kept beside the rooms, too, and read in the step that gives one.
+    OPEN_ROOMS = "open beside the rooms"
+    #: Joins stay closed for longer while LiveKit shows an agent in a room that nobody holds.
+    ROOMS_ASKED = "rooms are asked"
     #: An owner sees every few seconds that its room is held.
     ROOM_CHECK = "look at the hold"
     #: Each owner has a name that no other process has had.

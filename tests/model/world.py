@@ -25,7 +25,10 @@ from worker.fleet.times import LEASE, WITNESS
 #: Rounds of steps in one tick at most.
 _ROUNDS = 60
 #: Steps that leave nothing behind which a fail-over could lose; leases are renewed each second.
-_NO_WRITES = ("read", "fleet", "holders", "recent", "turns_after", "commands_after", "renew", "lead", "take")
+_NO_WRITES = (
+    *("read", "fleet", "holders", "holder", "is_open", "recent", "turns_after", "commands_after"),
+    *("renew", "lead", "take"),
+)
 
 
 class Broken(AssertionError):
@@ -370,7 +373,8 @@ class World:
         self._does(f"Redis fails over without its last {writes} writes")
         self._has_failed_over = True
         for _ in range(min(writes, len(self._history))):
-            kept = {name: getattr(self.redis.tables, name) for name in ("leases", "status", "leader", "ready")}
+            names = ("leases", "status", "leader", "ready", "is_open")
+            kept = {name: getattr(self.redis.tables, name) for name in names}
             tables, self._writers = self._history.pop()
             self.redis.tables = replace(tables, **kept)
         self._disconnected = set(self.processes)

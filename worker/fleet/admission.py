@@ -5,6 +5,7 @@ Key space (one slot per tenant):
     muster:{t:<tenant>}:live               ZSET    session -> when its hold ends (ms of the server's clock)
     muster:{t:<tenant>}:idempotency:<key>  STRING  the session a /join with this key made
     muster:{t:<tenant>}:recent             ZSET    session -> when it was admitted (ms), trimmed to a day and 1,000
+    muster:{t:<tenant>}:open               STRING  set when joins are opened; lost with the holds, if those are
 
 A hold lasts the join TTL until the claim confirms it, then the longest call and 5 minutes: no beat extends it,
 only `release` ends it earlier. A room lock whose session is not in `live` is void.
@@ -24,8 +25,9 @@ IDEMPOTENCY_KEPT = 24 * 3600.0
 _RECENT_KEPT = 24 * 3600 * 1000
 _RECENT_MOST = 1000
 
-# KEYS: live, recent, room, idempotency (or room again). ARGV: session, hold ms, limit, idempotency ms (0 = no key),
-# last moment ms. A known key's own session passes: it repeats what it has done, or makes up for what it has not.
+# KEYS: live, recent, room, idempotency (or room again), open. ARGV: session, hold ms, limit, idempotency ms (0 = no
+# key), last moment ms, 1 = only while joins are open. A known key's own session passes: it repeats what it has done, or
+# makes up for what it has not.
 _ADMIT = f"""#!lua
 {NOW}
 if now > tonumber(ARGV[5]) then return {{'late', '', 0}} end
@@ -39,6 +41,7 @@ end
 if holder and redis.call('ZSCORE', KEYS[1], holder) then
   return {{holder == ARGV[1] and 'admitted' or 'room_taken', holder, age(holder)}}
 end
+if ARGV[6] == '1' and redis.call('EXISTS', KEYS[5]) == 0 then return {{'closed', '', 0}} end
 if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[3]) then return {{'full', '', 0}} end
 redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
 redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[2])
@@ -87,15 +90,22 @@ _HOLDERS = f"""#!lua flags=allow-oom
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 return redis.call('ZRANGE', KEYS[1], 0, -1)"""
 
+_OPEN = """#!lua flags=allow-oom
+redis.call('SET', KEYS[1], 1)
+return 1"""
+
+_IS_OPEN = """#!lua flags=no-writes
+return redis.call('EXISTS', KEYS[1])"""
+
 _RECENT = """#!lua flags=no-writes
 return redis.call('ZREVRANGE', KEYS[1], 0, ARGV[1] - 1)"""
 
 
 @dataclass(frozen=True)
 class Admission:
-    """What became of a request for a room; `session_id` is whose it is, empty when the fleet is full."""
+    """What became of a request for a room; `session_id` is whose it is, empty when it is refused."""
 
-    outcome: Literal["admitted", "same", "room_taken", "full"]
+    outcome: Literal["admitted", "same", "room_taken", "full", "closed"]
     session_id: str
     #: Seconds since that session was admitted, 0 when that is not known.
     age: float
@@ -118,8 +128,11 @@ def admit(
     limit: int,
     idempotency_key: str | None = None,
     not_after: float = NEVER,
+    only_if_open: bool = False,
 ) -> Operation[Admission]:
     """Reserve the room for `session_id` for `join_ttl` seconds, unless it is taken or `limit` sessions are held.
+
+    `only_if_open` has it refused where joins are not open: in a server that has just lost its holds.
 
     Repeating it with the same session id is harmless: this is how an unknown outcome is retried. Raises
     `StateUnavailable` when the server's clock is past `not_after`, in Unix seconds; nothing is done then.
@@ -132,6 +145,7 @@ def admit(
             _key(tenant, "recent"),
             room_key,
             room_key if idempotency_key is None else _key(tenant, f"idempotency:{idempotency_key}"),
+            _key(tenant, "open"),
         ],
         arguments=[
             session_id,
@@ -139,6 +153,7 @@ def admit(
             limit,
             0 if idempotency_key is None else _milliseconds(IDEMPOTENCY_KEPT),
             _milliseconds(not_after),
+            int(only_if_open),
         ],
         parse=_parse_admission,
     )
@@ -193,6 +208,16 @@ def holder(tenant: str, room: str) -> Operation[str | None]:
 def holders(tenant: str) -> Operation[Sequence[str]]:
     """The ids of all sessions that hold a room."""
     return Operation(script=_HOLDERS, keys=[_key(tenant, "live")], parse=list)
+
+
+def open_joins(tenant: str) -> Operation[None]:
+    """Let new sessions be admitted."""
+    return Operation(script=_OPEN, keys=[_key(tenant, "open")], parse=lambda raw: None)
+
+
+def is_open(tenant: str) -> Operation[bool]:
+    """Whether new sessions are admitted."""
+    return Operation(script=_IS_OPEN, keys=[_key(tenant, "open")], parse=bool)
 
 
 def delist(tenant: str, session_id: str, *, after: float) -> Operation[bool]:

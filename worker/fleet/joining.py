@@ -88,8 +88,8 @@ class Join:
         self._redis_is_ahead = self._fleet.at - time.monotonic()
         while True:
             admitted = self._admit()
-            if admitted.outcome == "full":
-                raise _refusal(self._fleet)
+            if admitted.outcome in ("full", "closed"):
+                raise _refusal(self._fleet, is_open=admitted.outcome == "full")
             if admitted.outcome == "admitted":
                 return self._create()
             existing = self._run(records.read(admitted.session_id))
@@ -139,6 +139,7 @@ class Join:
                     limit=self._limit,
                     idempotency_key=self._idempotency_key,
                     not_after=self._not_after(),
+                    only_if_open=True,
                 )
             )
         except StateUnavailable:
@@ -238,7 +239,7 @@ class Join:
             logger.warning("left to the leading keeper", extra={"session": self._session.session_id})
 
 
-def _refusal(fleet: workers.Fleet) -> JoinRefused:
+def _refusal(fleet: workers.Fleet, *, is_open: bool) -> JoinRefused:
     if not fleet.open_workers:
         return NoWorker("Every worker is draining." if fleet.workers else None)
-    return FleetFull() if fleet.ready else FleetNotReady()
+    return FleetFull() if fleet.ready and is_open else FleetNotReady()

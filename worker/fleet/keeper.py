@@ -1,7 +1,8 @@
 """The keeper: a process beside each worker that renews its lease, watches its children and tries to lead the fleet.
 
 The worker's parent starts `python -m worker.fleet.keeper <file number of the table> <JSON of the worker's status>`. It
-says "leased" on its output after the first renewal, gives the lease back on SIGTERM and dies with the parent.
+says "leased" on its output after the first renewal and gives the lease back on SIGTERM. When its parent is gone it
+kills the children, gives their sessions to other workers, gives the lease back and ends.
 """
 
 import asyncio
@@ -31,7 +32,7 @@ from worker.fleet.orphans import Orphans
 from worker.fleet.publishing import publisher
 from worker.fleet.reaper import Reaper
 from worker.fleet.recovery import Recovery
-from worker.fleet.redis_operations import connect_async, run_async
+from worker.fleet.redis_operations import REQUEST_TIMEOUT, connect_async, run_async
 from worker.fleet.session import Reason, Session, worker_of
 from worker.fleet.settings import FleetSettings
 from worker.fleet.table import ABANDONED, Holding, Table
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 #: Lost sessions that wait for Redis to come back; more than any worker has slots.
 _MOST_LOST = 1000
 _PR_SET_PDEATHSIG = 1
+#: Seconds in which a worker without its parent clears up; the leading keeper comes when its lease has ended.
+_LAST_DUTY = 4.0
 
 
 class Children:
@@ -144,7 +147,7 @@ class Keeper:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Keep until stopped; raises `SystemExit` when the parent is gone."""
+        """Keep until stopped; or until the parent is gone, clear up after it and raise `SystemExit`."""
         async with asyncio.TaskGroup() as group:
             duties = [
                 group.create_task(_every(LOOK, self._watch)),
@@ -156,14 +159,43 @@ class Keeper:
             await self._stopping.wait()
             for duty in duties:
                 duty.cancel()
+        if self._is_orphaned:
+            await self._leave_without_parent()
+            raise SystemExit(os.EX_UNAVAILABLE)
         await self._resign()
         await self._endings.close()
 
-    async def _watch(self) -> None:
-        if os.getppid() != self._table.parent_pid:
-            # Where the kernel does not do it: nobody would free the slots of a worker without parent.
+    @property
+    def _is_orphaned(self) -> bool:
+        return os.getppid() != self._table.parent_pid
+
+    async def _leave_without_parent(self) -> None:
+        """What is not done in time the leading keeper does when the lease has ended."""
+        logger.error("the parent is gone, its processes end and their sessions go to other workers")
+        # Whatever hangs here must not outlive the worker.
+        signal.setitimer(signal.ITIMER_REAL, _LAST_DUTY + 2 * REQUEST_TIMEOUT)
+        try:
+            async with asyncio.timeout(_LAST_DUTY):
+                await self._clear_up()
+                await self._resign()
+                await self._endings.close()
+        except TimeoutError:
+            logger.warning("not everything was cleared up, the rest is left to the leading keeper")
+
+    async def _clear_up(self) -> None:
+        """Until no process runs a session and each is with the next owner."""
+        self._table.draining = True
+        while self._lost or any(slot.read() for slot in self._table.slots):
             self._children.kill()
-            raise SystemExit(os.EX_UNAVAILABLE)
+            await asyncio.sleep(LOOK)
+            self._lost.extend(self._children.look())
+            await self._end_lost()
+
+    async def _watch(self) -> None:
+        if self._is_orphaned:
+            # Where the kernel does not tell.
+            self.stop()
+            return
         self._lost.extend(self._children.look())
         if len(self._lost) > _MOST_LOST:
             logger.error("%d lost sessions are left to the leading keeper", len(self._lost) - _MOST_LOST)
@@ -251,6 +283,8 @@ class Keeper:
             leading = await run_async(self._client, workers.lead(self._status.worker_id))
             if leading:
                 await self._reaper.open_joins()
+            else:
+                self._reaper.forget_joins()
             self._judges = leading and self._observation.suffices
             if self._judges:
                 await self._reaper.judge()
@@ -323,9 +357,10 @@ def _say_leased() -> None:
     sys.stdout.flush()
 
 
-def _die_with_parent(parent_pid: int) -> None:
+def _hear_of_death(parent_pid: int) -> None:
+    """Have the kernel stop this process when its parent dies."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent_pid:
         # It died before the kernel was asked.
         raise SystemExit(os.EX_UNAVAILABLE)
@@ -366,6 +401,7 @@ async def keep(table: Table, status: WorkerStatus) -> None:
             actions=actions,
             endings=endings,
             recovery=recovery,
+            agents=ghosts.agents,
         ),
         orphans=Orphans(client=client, actions=actions, agents=ghosts.agents, take_out=ghosts.take_out),
         health=HealthFile(settings.health_file),
@@ -385,7 +421,7 @@ def main() -> None:
     """Run the keeper that the parent described on the command line."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s/Keeper] %(message)s")
     table = Table(int(sys.argv[1]))
-    _die_with_parent(table.parent_pid)
+    _hear_of_death(table.parent_pid)
     asyncio.run(keep(table, WorkerStatus(**json.loads(sys.argv[2]))))
 
 

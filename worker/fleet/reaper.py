@@ -4,31 +4,46 @@ It judges only after its keeper has seen Redis without a break for a whole lease
 renewed its lease again, so an outage of Redis, however long, ends no call.
 """
 
+import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 import redis.asyncio
 
 from worker.fleet import admission, records, workers
 from worker.fleet.actions import Action, Actions
 from worker.fleet.endings import Endings
-from worker.fleet.errors import RecordUnreadable
+from worker.fleet.errors import RecordUnreadable, RoomServerAway
 from worker.fleet.lasting import Lasting
 from worker.fleet.recovery import Recovery
 from worker.fleet.redis_operations import Answer, Operation, run_async
 from worker.fleet.session import Reason, Session, State
-from worker.fleet.times import LEASE, LEAVING, UNCLAIMED, UNHELD, UNOWNED_SEEN, UNOWNED_UNSEEN, UNPUBLISHED, UNRECORDED
+from worker.fleet.times import (
+    CLOSED,
+    LEASE,
+    LEAVING,
+    UNCLAIMED,
+    UNHELD,
+    UNOWNED_SEEN,
+    UNOWNED_UNSEEN,
+    UNPUBLISHED,
+    UNRECORDED,
+)
 
 logger = logging.getLogger(__name__)
 
 _RECENT = 1000
+#: Seconds; who leads must show it again in less than `LEADER_LOCK`.
+_LIVEKIT_TIMEOUT = 1.0
 
 
 class Reaper:
     """Judges every session of one tenant that is not over.
 
-    One whose owner's lease holds is not touched as long as a process of that worker runs it.
+    `agents` lists rooms and identities of all agents in LiveKit; it raises `RoomServerAway`.
+
+    A session whose owner's lease holds is not touched as long as a process of that worker runs it.
     """
 
     def __init__(
@@ -40,6 +55,7 @@ class Reaper:
         actions: Actions,
         endings: Endings,
         recovery: Recovery,
+        agents: Callable[[], Awaitable[Sequence[tuple[str, str]]]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
@@ -48,6 +64,7 @@ class Reaper:
         self._actions = actions
         self._endings = endings
         self._recovery = recovery
+        self._agents = agents
         self._clock = clock
         self._lasting = Lasting(clock)
         self._closed_since: float | None = None
@@ -60,23 +77,40 @@ class Reaper:
         self._lasting = Lasting(self._clock)
 
     def forget_joins(self) -> None:
-        """Redis was away, so the lease that joins wait for starts again."""
+        """Redis was away or another keeper led, so the lease that joins wait for starts again."""
         self._closed_since = None
 
     async def open_joins(self) -> None:
         """Open joins one lease after they were found closed; raises `StateUnavailable`.
 
-        Redis has just started or lost its data then, and within a lease every live worker has registered in it.
+        Redis has just started or lost its data then. Within a lease every worker that reaches it has registered its
+        calls; joins wait for those of others as long as a call lives that is cut off from Redis.
         """
-        if (await self._run(workers.fleet())).ready:
+        if (await self._run(workers.fleet())).ready and await self._run(admission.is_open(self._tenant)):
             self._closed_since = None
             return
         if self._closed_since is None:
             self._closed_since = self._clock()
-        if self._clock() - self._closed_since >= LEASE:
+        closed_for = self._clock() - self._closed_since
+        if closed_for >= CLOSED or (closed_for >= LEASE and await self._is_every_agent_registered()):
+            await self._run(admission.open_joins(self._tenant))
             await self._run(workers.open_joins(self._worker_id))
             self._actions.count(Action.JOINS_OPENED)
             logger.info("joins are open")
+
+    async def _is_every_agent_registered(self) -> bool:
+        """Whether each room with an agent in it is held; False when LiveKit does not say who is in its rooms."""
+        try:
+            async with asyncio.timeout(_LIVEKIT_TIMEOUT):
+                agents = await self._agents()
+        except (RoomServerAway, TimeoutError):
+            logger.warning("joins stay closed: LiveKit does not say whether a call has to register again")
+            return False
+        for room in {room for room, _ in agents}:
+            if await self._run(admission.holder(self._tenant, room)) is None:
+                logger.info("joins stay closed: an agent is in a room that nobody holds")
+                return False
+        return True
 
     async def judge(self) -> None:
         """One round; raises `StateUnavailable`."""

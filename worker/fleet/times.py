@@ -41,8 +41,11 @@ WITNESS = 30.0
 #: before the reaper may judge.
 RESPITE = 2.5
 
-# Joins, as defaults of the settings.
+# Joins, the last two as defaults of the settings.
 
+#: How long joins stay closed at most after Redis was found without its data. A worker that is cut off from it cannot
+#: register its calls again, and no call outlives that.
+CLOSED = WITNESS + RESPITE + BEAT
 #: A session that nobody has claimed by then fails: nobody joins a room that was left.
 JOIN_TTL = 30
 #: Sessions that may wait, for each slot of the fleet.

@@ -5,7 +5,7 @@ Key space (one slot):
     muster:{workers}:status  HASH    worker id -> JSON of `WorkerStatus`
     muster:{workers}:drain:<worker id>  STRING  the worker is asked to drain, expires after `DRAIN_KEPT`
     muster:{workers}:leader  STRING  the worker whose keeper leads, expires after `LEADER_LOCK`
-    muster:{workers}:ready   STRING  set one lease after the leader found Redis without it: joins are open
+    muster:{workers}:ready   STRING  set by the leader when it opens joins (see `reaper.py`)
 
 `muster:{workers}:actions` is `actions.py`'s.
 
