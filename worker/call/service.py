@@ -178,7 +178,8 @@ class _Service:
         try:
             await talk(serving)
         except ConnectFailed:
-            self._ending.decide(Reason.CONNECT_FAILED)
+            was_there = serving.session.connected_at is not None
+            self._ending.decide(Reason.ROOM_CLOSED if was_there else Reason.CONNECT_FAILED)
         except SpeechNotRendered:
             self._ending.decide(Reason.PROVIDER_FAILED)
         except Exception:
