@@ -18,7 +18,7 @@ from tests.test_call_knowledge import CALL
 from worker.call import room as rooms
 from worker.call.baton import Baton
 from worker.call.ending import Ending
-from worker.call.errors import ConnectFailed
+from worker.call.errors import RoomGone
 from worker.call.lost_room import LostRoom
 from worker.call.presence import Presence
 from worker.call.settings import CallSettings
@@ -174,7 +174,7 @@ async def test_a_server_that_is_not_there_does_not_answer(nowhere: CallSettings)
 async def test_a_room_is_joined_again_for_as_long_as_a_caller_may_be_lost(nowhere: CallSettings) -> None:
     session = replace(new_session(), epoch=2)
     began = time.monotonic()
-    with pytest.raises(ConnectFailed):
+    with pytest.raises(RoomGone):
         await rooms.connect_again(rtc.Room(), session, nowhere, is_given_up=lambda: False)
     assert 3 <= time.monotonic() - began < 20
 
@@ -186,6 +186,6 @@ async def test_nobody_joins_again_for_a_call_that_is_over(nowhere: CallSettings)
         attempts.append(None)
         return True
 
-    with pytest.raises(ConnectFailed):
+    with pytest.raises(RoomGone):
         await rooms.connect_again(rtc.Room(), new_session(), nowhere, is_given_up=is_given_up)
     assert len(attempts) == 1

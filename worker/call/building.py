@@ -94,10 +94,12 @@ def join(serving: Serving) -> Place:
 
 async def _connect(serving: Serving, room: rtc.Room) -> None:
     session, settings = serving.session, serving.settings
-    if session.connected_at is None or not serving.baton.is_held:
-        await rooms.connect(room, session, settings)
-    else:
+    was_there = session.connected_at is not None or session.recovered_at is not None
+    # For whoever only stands by, the owner is still there.
+    if was_there and serving.baton.is_held:
         await rooms.connect_again(room, session, settings, is_given_up=lambda: serving.ending.is_decided)
+    else:
+        await rooms.connect(room, session, settings)
 
 
 def _raise_fences(serving: Serving, room: rtc.Room) -> Fences:

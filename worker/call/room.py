@@ -8,7 +8,7 @@ from datetime import timedelta
 from aiohttp import ClientError, ClientTimeout
 from livekit import api, rtc
 
-from worker.call.errors import ConnectFailed
+from worker.call.errors import ConnectFailed, RoomGone
 from worker.call.settings import CallSettings
 from worker.fleet.ghosts import Ghosts, RoomServerSettings
 from worker.fleet.session import Session
@@ -67,16 +67,16 @@ async def connect_again(
 ) -> None:
     """Join a room that an agent of the session was in before, in the time that its caller may be away, too.
 
-    Raises `ConnectFailed`, also when it `is_given_up`; never cancel it.
+    Raises `RoomGone`, also when it `is_given_up`; never cancel it.
     """
     until = time.monotonic() + settings.caller_lost_grace
     while True:
         try:
             await connect(room, session, settings)
             return
-        except ConnectFailed:
+        except ConnectFailed as error:
             if is_given_up() or time.monotonic() >= until:
-                raise
+                raise RoomGone() from error
         await asyncio.sleep(_RETRY)
 
 

@@ -12,7 +12,7 @@ from livekit.agents import utils
 
 from worker.call.claiming import Claimed, Claiming
 from worker.call.ending import Ending
-from worker.call.errors import ConnectFailed, SpeechNotRendered
+from worker.call.errors import ConnectFailed, RoomGone, SpeechNotRendered
 from worker.call.handing_over import Messages, Wish
 from worker.call.obeying import obey
 from worker.call.own_record import OwnRecord
@@ -178,8 +178,9 @@ class _Service:
         try:
             await talk(serving)
         except ConnectFailed:
-            was_there = serving.session.connected_at is not None
-            self._ending.decide(Reason.ROOM_CLOSED if was_there else Reason.CONNECT_FAILED)
+            self._ending.decide(Reason.CONNECT_FAILED)
+        except RoomGone:
+            self._ending.decide(Reason.ROOM_CLOSED)
         except SpeechNotRendered:
             self._ending.decide(Reason.PROVIDER_FAILED)
         except Exception:
