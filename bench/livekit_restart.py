@@ -54,14 +54,14 @@ class Trial:
     epoch: int | None
     #: Seconds from the kill to the session's end, if it ended.
     over_after: float | None
-    #: Agents that were heard.
+    #: Agents whose track the caller had.
     agents: int
     outcome: Outcome
 
     @property
     def goes_on(self) -> bool:
-        """Whether the same agent still had the call."""
-        return self.status == "live" and self.epoch == 1 and self.agents == 1 and self.is_answered
+        """Whether the session still had an agent who answers, the same one or the next."""
+        return self.status == "live" and self.is_answered
 
 
 def measure_livekit_restart(*, count: int, away: Sequence[float] = AWAY) -> Report:
@@ -128,7 +128,9 @@ def _goings_on(trials: Sequence[Trial]) -> Iterator[str]:
     for away in sorted({trial.away for trial in trials}):
         some = [trial for trial in trials if trial.away == away]
         on = sum(trial.goes_on for trial in some)
-        yield verdict(on == len(some), f"away for {away:g} s: {on} of {len(some)} sessions went on")
+        next_agent = sum(trial.goes_on and trial.agents > 1 for trial in some)
+        told = f"{on} of {len(some)} sessions went on, {next_agent} of them with another agent"
+        yield verdict(on == len(some), f"away for {away:g} s: {told}")
         for trial in some:
             if not trial.goes_on:
                 answered = "answered" if trial.is_answered else "not answered"

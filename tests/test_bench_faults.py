@@ -79,13 +79,16 @@ def test_a_zombie_that_says_anything_fails_the_measurement() -> None:
     assert failures == ["FAIL: with partition (n = 1): old agent audible 1 times, in all 10 ms"]
 
 
-def test_a_session_goes_on_with_its_agent_or_ends_because_the_room_is_closed() -> None:
+def test_a_session_goes_on_with_an_agent_who_answers_or_ends_because_the_room_is_closed() -> None:
     kept = livekit_restart.Trial(5.0, 2.0, True, "live", None, 1, None, 1, outcome(answered={0: 1}))
+    joined_anew = replace(kept, epoch=2, agents=2)
     late = livekit_restart.Trial(35.0, None, False, "ended", "room_closed", 1, 20.0, 1, outcome(answered={0: 1}))
-    assert not any("FAIL" in note for note in livekit_restart.report([kept, late], []).notes)
-    taken_over, failed = replace(kept, epoch=2), replace(late, status="failed", reason="connect_failed")
-    notes = livekit_restart.report([taken_over, failed], []).notes
+    notes = livekit_restart.report([kept, joined_anew, late], []).notes
+    assert not any("FAIL" in note for note in notes)
+    assert "pass: away for 5 s: 2 of 2 sessions went on, 1 of them with another agent" in notes
+    deaf, failed = replace(kept, is_answered=False), replace(late, status="failed", reason="connect_failed")
+    notes = livekit_restart.report([deaf, failed], []).notes
     assert [note for note in notes if "FAIL" in note] == [
-        "FAIL: away for 5 s: 0 of 1 sessions went on",
+        "FAIL: away for 5 s: 0 of 1 sessions went on, 0 of them with another agent",
         "FAIL: away for 35 s: failed/connect_failed (1)",
     ]

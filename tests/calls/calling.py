@@ -75,12 +75,14 @@ class Fleet:
         return (await asyncio.to_thread(self.client.turns, session_id)).turns
 
     @asynccontextmanager
-    async def call(self, *, identity: str = "ada", quiet_before: bool = True) -> AsyncIterator[OngoingCall]:
+    async def call(
+        self, *, identity: str = "ada", quiet_before: bool = True, rejoin_within: float = 0.0
+    ) -> AsyncIterator[OngoingCall]:
         """A caller who has been greeted; hangs up at the end."""
         started_at = time.time()
         token = await asyncio.to_thread(self.client.token, room=new_room(), identity=identity)
         assert token.session is not None
-        async with Caller(url=token.url, token=token.token) as caller:
+        async with Caller(url=token.url, token=token.token, rejoin_within=rejoin_within) as caller:
             greeted_at = await caller.heard.first_audible_after(started_at, within=10)
             if quiet_before:
                 await caller.heard.silent_since(greeted_at, gap=0.8, within=15)

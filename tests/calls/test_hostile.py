@@ -207,7 +207,20 @@ async def test_a_call_survives_a_restart_of_the_media_server(fleet: Fleet) -> No
 
 @pytest.mark.slow
 @pytest.mark.timeout(150)
-async def test_an_agent_whose_media_server_is_gone_for_good_fails_its_session(fleet: Fleet) -> None:
+async def test_a_call_survives_a_media_server_that_is_away_for_longer_than_the_sdk_is_patient(fleet: Fleet) -> None:
+    async with fleet.call(rejoin_within=40) as call:
+        await fleet.state(call.session.session_id, "live")
+        fleet.stack.kill("livekit")
+        await asyncio.sleep(17)
+        await asyncio.to_thread(fleet.stack.start, "livekit")
+        await asyncio.sleep(15)
+        await fleet.ask(call, QUESTION)
+        assert (await fleet.state(call.session.session_id, "live")).reason is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+async def test_a_media_server_that_is_gone_for_longer_than_a_caller_may_be_has_closed_the_room(fleet: Fleet) -> None:
     async with fleet.call() as call:
         await fleet.state(call.session.session_id, "live")
         fleet.stack.kill("livekit")
@@ -215,7 +228,7 @@ async def test_an_agent_whose_media_server_is_gone_for_good_fails_its_session(fl
             session = await fleet.over(call.session.session_id, within=60)
         finally:
             await asyncio.to_thread(fleet.stack.start, "livekit")
-    assert (session.status, session.reason) == ("failed", "connect_failed")
+    assert (session.status, session.reason) == ("ended", "room_closed")
 
 
 async def test_of_two_agents_of_a_session_only_the_younger_stays(fleet: Fleet) -> None:

@@ -220,7 +220,8 @@ class Agent(Process):
         if self.ending.is_decided:
             return
         if not room.has_link:
-            self.ending.decide(Reason.CONNECT_FAILED)
+            was_there = session.connected_at is not None and self.baton.is_held
+            self.ending.decide(Reason.ROOM_CLOSED if was_there else Reason.CONNECT_FAILED)
             return
         room.connect()
         self.spawn(self._sdk(room), "sdk")

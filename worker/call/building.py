@@ -24,6 +24,7 @@ from worker.call.fences import Fences
 from worker.call.handing_over import Giver
 from worker.call.knowledge import open_search
 from worker.call.lifecycle import Call
+from worker.call.lost_room import LostRoom
 from worker.call.open_turn import OpenTurn
 from worker.call.phrases import Phrases, open_cache
 from worker.call.presence import Presence
@@ -71,6 +72,13 @@ def join(serving: Serving) -> Place:
     room, session = rtc.Room(), serving.session
     presence = Presence(room, session, ending=serving.ending, grace=serving.settings.caller_lost_grace)
     serving.stack.callback(presence.close)
+    LostRoom(
+        room,
+        ending=serving.ending,
+        answers=partial(rooms.answers, session, serving.settings),
+        run=serving.keep,
+        grace=serving.settings.caller_lost_grace,
+    )
     fences = _raise_fences(serving, room)
     dead_man = DeadMan(
         serving.child,
@@ -79,9 +87,19 @@ def join(serving: Serving) -> Place:
     )
     serving.stack.callback(dead_man.stand_down)
     serving.keep(dead_man.keep())
-    connecting = asyncio.create_task(rooms.connect(room, session, serving.settings))
+    connecting = asyncio.create_task(_connect(serving, room))
     serving.stack.push_async_callback(_disconnect, room, connecting)
     return Place(room, presence, Agreement(room, session), fences, dead_man, connecting)
+
+
+async def _connect(serving: Serving, room: rtc.Room) -> None:
+    session, settings = serving.session, serving.settings
+    was_there = session.connected_at is not None or session.recovered_at is not None
+    # For whoever only stands by, the owner is still there.
+    if was_there and serving.baton.is_held:
+        await rooms.connect_again(room, session, settings, is_given_up=lambda: serving.ending.is_decided)
+    else:
+        await rooms.connect(room, session, settings)
 
 
 def _raise_fences(serving: Serving, room: rtc.Room) -> Fences:

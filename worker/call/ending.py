@@ -14,8 +14,8 @@ class Ending:
     """The call's one way out; belongs to the call's event loop.
 
     `superseded` is how an owner stops that lost its session to another epoch: nothing is recorded then. `handed_over`
-    is how one stops that has passed it on, `given_back` one that leaves it to whoever claims it next, and `renounced`
-    one that stood by and has promised not to take it.
+    is how one stops that has passed it on, `given_back` one that leaves it to whoever claims it next (`is_lost` when it
+    could not go on itself), and `renounced` one that stood by and has promised not to take it.
     """
 
     def __init__(self, session_id: str) -> None:
@@ -25,6 +25,7 @@ class Ending:
         self.superseded = False
         self.handed_over = False
         self.given_back = False
+        self.is_lost = False
         self.renounced = False
         #: Whether the caller was told that the call is over.
         self.is_told = False
@@ -51,10 +52,10 @@ class Ending:
         self.superseded = self.handed_over = True
         self._decided.set()
 
-    def give_back(self) -> None:
+    def give_back(self, *, is_lost: bool = False) -> None:
         """End this owner's part; the session waits for the next one."""
         if not self.is_decided:
-            self.given_back = True
+            self.given_back, self.is_lost = True, is_lost
             self._decided.set()
 
     def renounce(self) -> None:

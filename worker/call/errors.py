@@ -2,6 +2,7 @@
 
 CallError
 ├── ConnectFailed
+├── RoomGone
 └── SpeechNotRendered
 """
 
@@ -15,6 +16,10 @@ class CallError(Exception):
 
 class ConnectFailed(CallError):
     """The room could not be joined."""
+
+
+class RoomGone(CallError):
+    """The room that an agent of the session was in before could not be joined again."""
 
 
 class SpeechNotRendered(CallError):

@@ -156,7 +156,7 @@ class OwnRecord:
             return
         self._is_recorded = True
         if self.goes_on:
-            await self._leave_to_the_next(is_lost=not self._ending.given_back)
+            await self._leave_to_the_next(is_lost=self._ending.is_lost or not self._ending.given_back)
         else:
             await self._end(self._ending.reason or Reason.INTERNAL_ERROR)
 

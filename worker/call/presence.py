@@ -14,6 +14,8 @@ _CALLER_LEFT = frozenset(
     }
 )
 _ROOM_GONE = frozenset({rtc.DisconnectReason.ROOM_DELETED, rtc.DisconnectReason.ROOM_CLOSED})
+#: What ends the agent's own stay for good; after every other disconnect there may be a way back (see `lost_room.py`).
+DECIDED = _ROOM_GONE | {rtc.DisconnectReason.PARTICIPANT_REMOVED, rtc.DisconnectReason.DUPLICATE_IDENTITY}
 
 
 class Presence:
@@ -50,8 +52,6 @@ class Presence:
         elif reason == rtc.DisconnectReason.DUPLICATE_IDENTITY:
             # Who comes in the same epoch has claimed it from a Redis that has lost this claim.
             self._ending.supersede()
-        else:
-            self._ending.decide(Reason.CONNECT_FAILED)
 
     def _reconnected(self) -> None:
         if self._caller not in self._room.remote_participants:

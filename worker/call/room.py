@@ -1,16 +1,24 @@
 """The agent's way into a LiveKit room: its own token, and the connection."""
 
+import asyncio
+import time
+from collections.abc import Callable
 from datetime import timedelta
 
+from aiohttp import ClientError, ClientTimeout
 from livekit import api, rtc
 
-from worker.call.errors import ConnectFailed
+from worker.call.errors import ConnectFailed, RoomGone
 from worker.call.settings import CallSettings
 from worker.fleet.ghosts import Ghosts, RoomServerSettings
 from worker.fleet.session import Session
 
 #: Seconds one of the SDK's four attempts may take.
 _CONNECT_TIMEOUT = 5.0
+#: Seconds between two attempts to join a room that an agent was in before.
+_RETRY = 1.0
+#: Seconds the server has to answer.
+_ANSWER = 3.0
 #: The server refreshes it while the agent is connected; it only has to outlive the connecting.
 _TOKEN_LIFETIME = timedelta(minutes=5)
 
@@ -52,6 +60,39 @@ async def connect(room: rtc.Room, session: Session, settings: CallSettings) -> N
         await room.connect(settings.livekit_url, agent_token(session, settings), options)
     except rtc.ConnectError as error:
         raise ConnectFailed() from error
+
+
+async def connect_again(
+    room: rtc.Room, session: Session, settings: CallSettings, *, is_given_up: Callable[[], bool]
+) -> None:
+    """Join a room that an agent of the session was in before, in the time that its caller may be away, too.
+
+    Raises `RoomGone`, also when it `is_given_up`; never cancel it.
+    """
+    until = time.monotonic() + settings.caller_lost_grace
+    while True:
+        try:
+            await connect(room, session, settings)
+            return
+        except ConnectFailed as error:
+            if is_given_up() or time.monotonic() >= until:
+                raise RoomGone() from error
+        await asyncio.sleep(_RETRY)
+
+
+async def answers(session: Session, settings: CallSettings) -> bool:
+    """Whether the LiveKit server is there."""
+    try:
+        async with api.LiveKitAPI(
+            settings.livekit_url,
+            settings.livekit_api_key,
+            settings.livekit_api_secret,
+            timeout=ClientTimeout(total=_ANSWER),
+        ) as server:
+            await server.room.list_rooms(api.ListRoomsRequest(names=[session.room]))
+    except (api.TwirpError, ClientError, TimeoutError, OSError):
+        return False
+    return True
 
 
 def open_ghosts(settings: CallSettings) -> Ghosts:

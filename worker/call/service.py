@@ -12,7 +12,7 @@ from livekit.agents import utils
 
 from worker.call.claiming import Claimed, Claiming
 from worker.call.ending import Ending
-from worker.call.errors import ConnectFailed, SpeechNotRendered
+from worker.call.errors import ConnectFailed, RoomGone, SpeechNotRendered
 from worker.call.handing_over import Messages, Wish
 from worker.call.obeying import obey
 from worker.call.own_record import OwnRecord
@@ -179,6 +179,8 @@ class _Service:
             await talk(serving)
         except ConnectFailed:
             self._ending.decide(Reason.CONNECT_FAILED)
+        except RoomGone:
+            self._ending.decide(Reason.ROOM_CLOSED)
         except SpeechNotRendered:
             self._ending.decide(Reason.PROVIDER_FAILED)
         except Exception:

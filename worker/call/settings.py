@@ -214,7 +214,9 @@ class CallSettings(AgentSettings):
         default=60, alias="MUSTER_CALLER_ARRIVAL_TIMEOUT", description="how long an agent waits for its caller"
     )
     caller_lost_grace: Seconds = Field(
-        default=20, alias="MUSTER_CALLER_LOST_GRACE", description="how long a caller whose connection broke may take"
+        default=20,
+        alias="MUSTER_CALLER_LOST_GRACE",
+        description="how long a caller whose connection broke may take, and a room that an agent has lost",
     )
     idle_timeout: Seconds = Field(
         default=300, alias="MUSTER_IDLE_TIMEOUT", description="silence of both sides that ends a call"

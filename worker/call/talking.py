@@ -55,7 +55,10 @@ _TOOL_LIMIT = 3.0
 
 
 async def talk(serving: Serving) -> None:
-    """Serve the call until its end is decided; raises `ConnectFailed`, `SpeechNotRendered` and what is a defect."""
+    """Serve the call until its end is decided.
+
+    Raises `ConnectFailed`, `RoomGone`, `SpeechNotRendered` and what is a defect.
+    """
     # Whatever the call does from here on, it does as this session wants it.
     serving = replace(serving, settings=settings_of(serving.session, serving.settings))
     place = join(serving)
