@@ -111,7 +111,9 @@ def open_ground() -> Iterator[Ground]:
         Watcher(stack.urls[REDIS]) as watcher,
     ):
         _render_lines(CallerVoice(providers=stack.urls[PROVIDERS]))
-        yield Ground(stack, watcher)
+        ground = Ground(stack, watcher)
+        with ground.client:
+            yield ground
 
 
 def _is_no_log(_: str, names: list[str]) -> list[str]:
