@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import psutil
 import redis
+from kombu import pools
 from kombu.exceptions import OperationalError
 
 from bench.faults.processes import Workers, send
@@ -111,6 +112,7 @@ class Ground:
                 answers = producer.control.inspect(destination=names, timeout=_ANSWER).active() or {}
             except (redis.RedisError, OperationalError):
                 # The library keeps connections, also to a server that was restarted.
+                pools.reset()
                 return ["the workers' remote control does not answer"]
         return [f"task {task['id']} active in {name}" for name, tasks in answers.items() for task in tasks]
 

@@ -119,7 +119,8 @@ def deaf_spans(entries: Sequence[Entry], struck: Sequence[Struck]) -> list[Span]
 
 def _worker_at(entries: Sequence[Entry], moment: float) -> str:
     owners = [entry.owner for entry in entries if entry.at <= moment and entry.owner]
-    return owners[-1].partition("#")[0] if owners else ""
+    # A worker's id is its name, its host and what is random.
+    return owners[-1].partition("@")[0] if owners else ""
 
 
 def _cause(moment: float, struck: Sequence[Struck]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.faults.monitor import Command, Step, digest
 from worker.fleet import records
-from worker.fleet.session import ANSWERED_IN, Session, State, states_before
+from worker.fleet.session import ANSWERED_IN, Session, State, states_before, worker_of
 
 _KEY = re.compile(r"^muster:\{s:([^}]+)\}:(record|turns)$")
 _LEASES = "muster:{workers}:leases"
@@ -177,7 +177,7 @@ class Ledger:
             if entry.state in WAITING_FOR_OWNER:
                 spans.append((entry.at, end))
             else:
-                spans.extend(self._without_lease(entry.owner, entry.at, end))
+                spans.extend(self._without_lease(worker_of(entry.owner), entry.at, end))
         return _joined(spans)
 
     def _without_lease(self, worker: str, start: float, end: float) -> Iterator[tuple[float, float]]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -38,6 +39,7 @@ def play_seeds(
     What happens is written to `log`, and with `is_told` it is shown.
     """
     failed = []
+    commit()
 
     def tell(what: str) -> None:
         if log is not None:
@@ -111,7 +113,9 @@ def open_ground() -> Iterator[Ground]:
         Watcher(stack.urls[REDIS]) as watcher,
     ):
         _render_lines(CallerVoice(providers=stack.urls[PROVIDERS]))
-        yield Ground(stack, watcher)
+        ground = Ground(stack, watcher)
+        with ground.client:
+            yield ground
 
 
 def _is_no_log(_: str, names: list[str]) -> list[str]:
@@ -143,8 +147,9 @@ def to_json(result: Result) -> dict[str, Any]:
     }
 
 
+@cache
 def commit() -> str:
-    """The tree's commit, with a plus sign when files differ from it."""
+    """The tree's commit when it was first asked for, with a plus sign when files differ from it."""
     answer = subprocess.run(
         ["git", "describe", "--always", "--abbrev=12", "--dirty=+"],
         cwd=ROOT,

@@ -10,12 +10,12 @@ from local.marks import Mark, marks_of
 from worker.fleet.session import State
 
 SAID = (Said(0, marks_of(0, 2), 10.0, 11.0), Said(1, marks_of(1, 2), 20.0, 21.0))
-OWNED = (Entry(1.0, State.CONNECTING, 1, "worker-1#a"), Entry(2.0, State.LIVE, 1, "worker-1#a"))
+OWNED = (Entry(1.0, State.CONNECTING, 1, "worker-1@host#a"), Entry(2.0, State.LIVE, 1, "worker-1@host#a"))
 RECOVERED = (
     *OWNED,
     Entry(21.5, State.RECOVERING, 2, ""),
-    Entry(21.6, State.CONNECTING, 2, "worker-2#b"),
-    Entry(22.5, State.LIVE, 2, "worker-2#b"),
+    Entry(21.6, State.CONNECTING, 2, "worker-2@host#b"),
+    Entry(22.5, State.LIVE, 2, "worker-2@host#b"),
 )
 
 

@@ -33,6 +33,7 @@ SHORT = {
     "a frozen child": (planned("stop_child", "both_listen", seconds=5.0),),
     "redis restarted with its data": (planned("restart_redis", "caller_speaks", seconds=3.0),),
     "redis restarted without its data": (planned("empty_redis", "both_listen", seconds=2.0),),
+    "livekit restarted": (planned("kill_livekit", "both_listen", seconds=2.0),),
     "a worker cut off from redis": (planned("cut_redis_link", "agent_speaks", seconds=6.0),),
 }
 

@@ -14,7 +14,7 @@ from bench.faults.watcher import Watcher
 from tests.redis_server import RedisServer
 from worker.fleet import record_moves, records, workers
 from worker.fleet.redis_operations import connect, run
-from worker.fleet.session import Reason, Session, State
+from worker.fleet.session import Reason, Session, State, owner_of
 from worker.fleet.times import LEASE
 from worker.fleet.workers import WorkerStatus
 
@@ -175,7 +175,7 @@ def test_a_session_registers_again_in_an_emptied_redis_but_not_in_an_earlier_epo
 def test_the_time_without_an_owner_or_a_lease_is_counted(client: "redis.Redis", watcher: Watcher) -> None:
     status = WorkerStatus(worker_id="a#1", name="a", slots=1, busy=0, draining=False, started_at=0)
     run(client, workers.renew(status))
-    go_live(client)
+    go_live(client, owner=owner_of("a#1"))
     run(client, workers.resign("a#1"))
     time.sleep(0.2)
     run(client, workers.renew(status))
