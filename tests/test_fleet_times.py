@@ -97,3 +97,8 @@ def test_no_call_that_is_cut_off_from_redis_lives_when_joins_open_without_it() -
 
 def test_a_worker_that_lives_lists_what_it_runs_before_that_is_taken_from_it() -> None:
     assert times.LEASE + times.BEAT < times.UNHELD
+
+
+def test_an_agent_that_cannot_be_taken_out_is_dead_before_the_next_one_speaks() -> None:
+    assert times.RESPITE + times.ARMING + times.DOUBT_ANSWER < times.OUTLIVED
+    assert times.DEAD_MAN + times.ARMING < times.OUTLIVED

@@ -36,7 +36,7 @@ from worker.fleet.errors import (
 from worker.fleet.publishing import RECOVERY_QUEUE, worker_queue
 from worker.fleet.recovery import MOST_IN_A_ROW
 from worker.fleet.session import Reason, Session, State
-from worker.fleet.times import LEFT, LINGER, READY_WITHIN, SETTLED, STAMP, TAKEN_UP_WITHIN, UNOWNED
+from worker.fleet.times import LEFT, LINGER, OUTLIVED, READY_WITHIN, SETTLED, STAMP, TAKEN_UP_WITHIN, UNOWNED
 
 if TYPE_CHECKING:
     from tests.model.fleet import Slot, Worker
@@ -226,7 +226,7 @@ class Agent(Process):
         room.connect()
         self.spawn(self._sdk(room), "sdk")
         if self.world.has(Switch.REMOVE_FIRST):
-            yield from self._do(fences.remove_older())
+            yield from self._remove_older(fences)
         if self.ending.is_decided:
             return
         if not self.baton.is_held:
@@ -708,11 +708,18 @@ class Agent(Process):
             if turn.role == "user":
                 self.baton.owner_committed()
 
-    @models("worker.call.talking:_clear_up", "worker.call.fences:Fences.remove_older")
+    @models("worker.call.fences:Fences.remove_older")
+    def _remove_older(self, fences: Fences) -> Program:
+        until = self.world.now + OUTLIVED
+        while self.baton.is_held and fences._older and self.world.now < until:
+            yield from self._do(fences._take_out_older())
+            yield Until(lambda: not fences._older, _RETRY)
+
+    @models("worker.call.talking:_clear_up")
     def _clear_up(self, fences: Fences) -> Program:
         yield sleep(LEFT)
         if self.world.has(Switch.REMOVE_FIRST):
-            yield from self._do(fences.remove_older())
+            yield from self._remove_older(fences)
 
     # --- what the SDK does by itself ---
 

@@ -121,6 +121,13 @@ def a_machine_without_redis_stands_still_for_a_moment(world: World) -> None:
     world.settle()
 
 
+@needs(Switch.REMOVE_FIRST, breaks="two agents heard in one room")
+def the_server_takes_nobody_out_when_a_machine_stands_still(world: World) -> None:
+    """The same, and LiveKit refuses each removal. The successor waits until the switch of the other has gone off."""
+    world.rooms.removes = False
+    a_machine_without_redis_stands_still_for_a_moment(world)
+
+
 def _a_partition_heals(world: World) -> None:
     open_fleet(world)
     agent = begin_call(world)

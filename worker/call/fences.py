@@ -10,8 +10,13 @@ from livekit import rtc
 from worker.call.ending import Ending
 from worker.fleet.errors import RecordUnreadable, StateUnavailable
 from worker.fleet.session import Session
+from worker.fleet.times import OUTLIVED
 
 logger = logging.getLogger(__name__)
+
+#: Seconds between two attempts to take an older agent out, and between two looks whether it is gone.
+_RETRY = 0.5
+_LOOK = 0.05
 
 
 class Fences:
@@ -59,11 +64,32 @@ class Fences:
         self._accepted.discard(epoch)
 
     async def remove_older(self) -> None:
-        """Take out every older agent that is in the room; nothing is said before."""
-        if not self._is_holder():
-            return
-        older = [identity for identity, epoch in self._others() if epoch < self._session.epoch]
-        await asyncio.gather(*(self._remove(identity) for identity in older))
+        """Take out every older agent that is in the room; nothing is said before none is seen there.
+
+        One that cannot be taken out is dead by its switch after `OUTLIVED` seconds: it has lost the session, and with
+        this agent in the room it has no witness.
+        """
+        try:
+            async with asyncio.timeout(OUTLIVED):
+                while self._is_holder() and self._older:
+                    await self._take_out_older()
+                    await self._see_gone()
+        except TimeoutError:
+            logger.error("an older agent could not be taken out", extra={"session": self._session.session_id})
+
+    @property
+    def _older(self) -> list[str]:
+        return [identity for identity, epoch in self._others() if epoch < self._session.epoch]
+
+    async def _take_out_older(self) -> None:
+        await asyncio.gather(*(self._remove(identity) for identity in self._older))
+
+    async def _see_gone(self) -> None:
+        """Wait for the server's word that they are gone; not for long, the server may not have been reached."""
+        for _ in range(round(_RETRY / _LOOK)):
+            if not self._older:
+                return
+            await asyncio.sleep(_LOOK)
 
     @property
     def _is_younger_there(self) -> bool:

@@ -40,6 +40,8 @@ WITNESS = 30.0
 #: For how long one look at the room is witness; enough for a keeper to renew the lease once Redis is back, and over
 #: before the reaper may judge.
 RESPITE = 2.5
+#: So long after a younger agent came to the room an older one that nobody could take out is dead by its switch.
+OUTLIVED = DEAD_MAN + DOUBT
 
 # Joins, the last two as defaults of the settings.
 
