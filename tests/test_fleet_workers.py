@@ -286,7 +286,9 @@ def test_a_session_whose_child_and_keeper_die_together_goes_on(tmp_path: Path) -
         with fleet.worker("unlucky") as worker:
             fleet.open_joins()
             session = fleet.live(fleet.join("unlucky"))
-            child = int(fleet.client.lrange(PIDS.format(session.session_id), 0, -1)[-1])
+            pids = PIDS.format(session.session_id)
+            wait_until(lambda: fleet.client.llen(pids), within=2)
+            child = int(fleet.client.lrange(pids, 0, -1)[-1])
             server.stop()
             os.kill(child, signal.SIGKILL)
             time.sleep(0.5)
