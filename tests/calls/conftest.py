@@ -54,7 +54,8 @@ def _started(options: StackOptions) -> Stack:
     stack = Stack(options=options)
     stack.launch()
     try:
-        _open_joins(stack.settings["REDIS_URL"])
+        # One that uses the Redis of another has no own one to tell of.
+        _open_joins({**options.environment, **stack.settings}["REDIS_URL"])
         stack.wait_ready()
     except BaseException:
         stack.stop()

@@ -20,6 +20,7 @@ from tests.calls.conftest import BRIEF
 from worker.fleet import records
 from worker.fleet.handing_over import Command
 from worker.fleet.redis_operations import connect_async
+from worker.fleet.times import READY_WITHIN
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -150,7 +151,7 @@ async def test_a_call_goes_to_and_fro_while_its_caller_talks(pair: Fleet) -> Non
             spoken = await call.caller.say(line)
             answered = await call.caller.heard.first_audible_after(spoken.ended_at, within=12)
             await call.caller.heard.silent_since(answered, gap=1.0, within=20)
-            session = await in_epoch(pair, call, number + 2, within=10)
+            session = await in_epoch(pair, call, number + 2, within=READY_WITHIN)
             assert session.timings.claimed_at is not None
             taken_after.append(session.timings.claimed_at - asked_at)
             answered_after.append(answered - spoken.ended_at)

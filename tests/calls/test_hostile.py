@@ -118,7 +118,15 @@ async def test_an_unreadable_record_stops_neither_the_reaper_nor_the_list(
 
 
 def test_a_newer_workers_status_is_read_without_its_new_fields(client: "redis.Redis") -> None:
-    status = workers.WorkerStatus(worker_id=WORKER, name="worker", slots=2, busy=0, draining=False, started_at=0.0)
+    status = workers.WorkerStatus(
+        worker_id=WORKER,
+        name="worker",
+        slots=2,
+        busy=1,
+        draining=False,
+        started_at=0.0,
+        holdings=[workers.holding("session", 1)],
+    )
     run(client, workers.renew(status))
     known = json.loads(str(client.hget("muster:{workers}:status", WORKER)))
     client.hset("muster:{workers}:status", WORKER, json.dumps(known | {"mood": "good"}))
