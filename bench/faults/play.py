@@ -104,6 +104,7 @@ class Play:
         """Play it; the result has everything that was seen."""
         started = time.monotonic()
         self._seen_before = self._ground.watcher.look_into(lambda ledger: len(ledger.violations))
+        self._noted_before = self._ground.watcher.look_into(lambda ledger: len(ledger.notes))
         try:
             async with AsyncExitStack() as stack:
                 await self._call_in(stack)
@@ -296,7 +297,9 @@ class Play:
             result = await asyncio.to_thread(self._judge_call, call, turns, until)
             self._result.calls.append(result)
         self._result.violations += watcher.look_into(lambda ledger: ledger.violations[self._seen_before :])
-        self._result.notes += watcher.look_into(lambda ledger: list(ledger.notes))
+        notes = watcher.look_into(lambda ledger: ledger.notes[self._noted_before :])
+        sessions = tuple(each.call.session_id for each in self._conversations)
+        self._result.notes += [note for note in notes if note.startswith(sessions)]
         for violation in self._result.violations:
             self._tell(f"VIOLATED: {violation}")
 
