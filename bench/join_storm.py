@@ -360,7 +360,10 @@ def _ends(sessions: Sequence[Session]) -> list[str]:
 def _verdicts(outcome: Outcome, sightings: Sightings) -> Iterator[str]:
     looks, sessions = sightings.looks, outcome.sessions
     agents = [*dict.fromkeys(sightings.doubled_agents)]
-    yield verdict(not agents, f"two living agents in a room, in {looks} looks: {len(agents)} {agents or ''}".rstrip())
+    yield verdict(
+        looks > 0 and not agents,
+        f"two living agents in a room, in {looks} looks: {len(agents)} {agents or ''}".rstrip(),
+    )
     doubled = [*dict.fromkeys(sightings.doubled_sessions)]
     yield verdict(not doubled, f"two sessions of a room that are not over: {len(doubled)} {doubled or ''}".rstrip())
     told = {answer.session_id for answer in outcome.answers if answer.session_id}

@@ -231,10 +231,12 @@ def _verdicts(outcome: Outcome, *, callers: int) -> Iterator[str]:
     yield verdict(not dropped, f"calls dropped: {len(dropped)} of {len(calls)} {dropped or ''}".rstrip())
     codes = Counter(restart.code for restart in outcome.restarts)
     yield verdict(set(codes) <= {0}, f"exit codes of workers: {dict(codes)}")
+    moves = [move for call in calls for move in call.hand_overs]
+    yield verdict(bool(moves), f"hand-overs: {len(moves)}, without any the rest says nothing")
     found = [
         *_word_verdicts([call.words for call in calls]),
         _at_most("two agents audible, at worst", [each for call in calls for each in call.overlaps], OVERLAP),
-        _at_most("deaf ear, at worst", [move.deafness for call in calls for move in call.hand_overs], 0.0),
+        _at_most("deaf ear, at worst", [move.deafness for move in moves], 0.0),
     ]
     # With more callers the machine is the limit: the same is told and not judged.
     yield from found if callers <= USUAL_CALLERS else (line.partition(": ")[2] for line in found)
@@ -259,10 +261,8 @@ def _of_calls(calls: Sequence[CallOutcome]) -> Iterator[str]:
         f"answered twice: {sum(len(call.answered_twice) for call in calls)}."
     )
     yield f"Calls that were recovered instead of handed over: {sum(call.recovered for call in calls)}."
-    yield (
-        f"A caller's frame was sent {1000 * max(call.worst_delay for call in calls):.0f} ms late at worst; "
-        "far above 50 the machine is too busy for timings."
-    )
+    late = 1000 * max((call.worst_delay for call in calls), default=0.0)
+    yield f"A caller's frame was sent {late:.0f} ms late at worst; far above 50 the machine is too busy for timings."
 
 
 def _added(figures: dict[str, Figure]) -> Iterator[str]:

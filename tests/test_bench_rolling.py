@@ -95,6 +95,7 @@ def test_a_restart_fails_by_each_thing_that_a_caller_could_notice() -> None:
     assert len(restart_notes(CALL, code=-9)) == 1
     assert len(restart_notes(replace(CALL, overlaps=[0.04]))) == 1
     assert len(restart_notes(replace(CALL, hand_overs=[HandOver(2, 102.0, 101.5)]))) == 1
+    assert len(restart_notes(replace(CALL, hand_overs=[]))) == 1
     assert len(restart_notes(replace(CALL, answered_twice=[1], unanswered=[2]))) == 0
 
 
@@ -119,7 +120,7 @@ def test_a_drain_fails_by_its_code_its_time_its_history_and_a_join_that_it_serve
 def storm_notes(*sessions: Session, sightings: Sightings | None = None, answers: tuple[Answer, ...] = ()) -> list[str]:
     by_id = {each.session_id: replace(each, room="a") for each in sessions}
     outcome = join_storm.Outcome(list(answers), sessions=by_id, was_live=set(by_id))
-    return failures(join_storm._report(outcome, sightings or Sightings(), rooms=1, seed=0).notes)
+    return failures(join_storm._report(outcome, sightings or Sightings(looks=1), rooms=1, seed=0).notes)
 
 
 def test_a_storm_fails_by_a_session_without_end_and_by_a_key_that_made_two() -> None:
@@ -135,13 +136,14 @@ def test_a_storm_fails_by_a_session_without_end_and_by_a_key_that_made_two() -> 
 
 def test_a_ghost_of_a_killed_process_is_no_second_agent() -> None:
     storm = JoinStorm.__new__(JoinStorm)
-    storm.outcome, storm.sightings = join_storm.Outcome(), Sightings()
+    storm.outcome, storm.sightings = join_storm.Outcome(), Sightings(looks=1)
     storm.outcome.kills.append(Killed("child", {"agent-a-1": 100.0}))
     storm._look_at_agents("room", ["agent-a-1", "agent-a-2"], being_killed={})
     assert storm.sightings.doubled_agents == []
     assert list(storm.sightings.ghosts) == ["agent-a-1"]
     storm._look_at_agents("room", ["agent-a-2", "agent-b-1"], being_killed={})
     assert len(storm_notes(sightings=storm.sightings)) == 1
+    assert len(storm_notes(sightings=Sightings())) == 1
 
 
 def test_the_same_seed_sends_the_same_joins() -> None:
