@@ -93,9 +93,11 @@ async def kill_parent(ground: Ground, aim: Aim) -> None:
 @kind(loses_owner=True)
 async def lose_worker(ground: Ground, aim: Aim) -> None:
     """Every process of its worker dies at once, as when a machine is lost."""
+    everything = ground.workers.everything(aim.child.worker)
     # None of them does anything between the first death and the last.
-    send(ground.workers.everything(aim.child.worker), signal.SIGSTOP)
+    send(everything, signal.SIGSTOP)
     await ground.kill(aim.child.worker)
+    send(everything, signal.SIGKILL)
     await asyncio.sleep(aim.seconds)
     await ground.start(aim.child.worker)
 
