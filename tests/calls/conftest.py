@@ -14,7 +14,7 @@ from local.parts import AGENT_SERVICE, ALL_PARTS, CONTROL_PLANE, PROVIDERS, WORK
 from local.stack import Stack
 from muster.client import MusterClient
 from tests.calls.calling import Fleet
-from worker.fleet import workers
+from worker.fleet import admission, workers
 from worker.fleet.errors import StateUnavailable
 from worker.fleet.redis_operations import connect, run
 
@@ -69,6 +69,7 @@ def _open_joins(redis_url: str) -> None:
     with connect(redis_url) as client:
         while True:
             try:
+                run(client, admission.open_joins("default"))
                 return run(client, workers.open_joins("tests"))
             except StateUnavailable:
                 assert time.monotonic() < deadline

@@ -30,7 +30,6 @@ SHORT = {
         planned("deliver_again", None, 0.2),
     ),
     "a lost machine": (planned("lose_worker", "agent_thinks"),),
-    "a frozen child": (planned("stop_child", "both_listen", seconds=5.0),),
     "redis restarted with its data": (planned("restart_redis", "caller_speaks", seconds=3.0),),
     "redis restarted without its data": (planned("empty_redis", "both_listen", seconds=2.0),),
     "livekit restarted": (planned("kill_livekit", "both_listen", seconds=2.0),),
