@@ -8,7 +8,7 @@ from bench.faults.kinds import KINDS
 from bench.faults.ledger import Entry, Sheet, Stored
 from bench.marked_call import Said, WordCount
 from local.marks import HeardMark, Mark, marks_in
-from worker.fleet.session import State
+from worker.fleet.session import OVER, State
 from worker.fleet.times import BEAT, LEADER_LOCK, LEASE, UNCLAIMED
 
 Span = tuple[float, float]
@@ -114,6 +114,9 @@ def deaf_spans(entries: Sequence[Entry], struck: Sequence[Struck]) -> list[Span]
     for index, entry in enumerate(entries):
         if entry.state is State.RECOVERING:
             spans.append((_cause(entry.at, struck), _live_after(entries[index:]) + HEARS_AGAIN))
+        elif entry.state is State.ENDING or entry.state in OVER:
+            # Whoever is asked to leave does not hear the sentence out.
+            spans.append((entry.at, float("inf")))
     return spans
 
 

@@ -81,6 +81,13 @@ def test_the_caller_may_be_unheard_from_the_fault_to_the_next_owner() -> None:
     assert spans == [(21.2, 22.5 + invariants.HEARS_AGAIN)]
 
 
+def test_the_caller_is_not_heard_out_by_an_agent_that_must_leave() -> None:
+    left = (*OWNED, Entry(20.5, State.ENDING, 1, "worker-1@host#a"))
+    cut_off = count(lost=(Mark(1, 1),))
+    assert not invariants.word_violations(SAID, cut_off, [], deaf=invariants.deaf_spans(left, []))[0]
+    assert invariants.word_violations(SAID, count(lost=(Mark(0, 1),)), [], deaf=invariants.deaf_spans(left, []))[0]
+
+
 def test_a_keepers_death_or_a_hand_over_excuses_no_lost_word() -> None:
     assert not invariants.deaf_spans(OWNED, [struck("kill_keeper", 5.0, 5.0), struck("hand_over", 6.0, 7.0)])
 
