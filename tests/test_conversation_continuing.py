@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import redis.asyncio
 
 from graphs import entities
 from graphs.entities import Message, TextDelta, UserTurn
@@ -18,7 +19,7 @@ from tests.fleet_sessions import new_session
 from tests.open_fleet import claim, client_of
 from tests.redis_server import RedisServer
 from tests.scripted_llm import ScriptedLLM, Step, calls, says, transfers
-from worker.conversation.continuing import WORTHWHILE, Conversation, open_conversation
+from worker.conversation.continuing import BEGINNING, WORTHWHILE, Conversation, open_conversation
 from worker.conversation.transcript import Transcript, Turn, exchange_turn
 from worker.fleet import record_moves, records
 from worker.fleet.errors import StateUnavailable
@@ -259,6 +260,10 @@ async def test_everything_of_a_conversation_lives_as_long_as_its_record(redis_ur
     assert max(lifetimes) - min(lifetimes) < 1000 and min(lifetimes) > 23 * 3600 * 1000
 
 
+async def turns_of(client: "redis.asyncio.Redis", session: Session) -> list[dict[str, Any]]:
+    return [turn for _, turn in await run_async(client, records.turns_after(session.session_id, BEGINNING))]
+
+
 async def test_a_conversation_outlives_a_redis_that_loses_its_data_and_then_its_owner(redis_url: str) -> None:
     session = claimed(redis_url)
     lost = partial(pytest.fail, "another owner holds the session")
@@ -268,6 +273,7 @@ async def test_a_conversation_outlives_a_redis_that_loses_its_data_and_then_its_
         writing = asyncio.create_task(transcript.write(then=partial(conversation.compact, process.agent, transcript)))
         await process.turn(1, "A price, please.")
         assert await transcript.flush(timeout=5)
+        stored = await turns_of(client, session)
         await client.flushdb()
         await run_async(client, record_moves.create(session, lifetime=60))
         conversation.lose()
@@ -279,6 +285,7 @@ async def test_a_conversation_outlives_a_redis_that_loses_its_data_and_then_its_
         writing.cancel()
         await asyncio.wait([writing])
         begun = await conversation.load()
+        assert stored and await turns_of(client, session) == stored
     assert begun.messages == tuple(process.agent.history)
     assert (begun.active, len(begun.messages)) == ("sales", 4)
 

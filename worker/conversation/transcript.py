@@ -76,6 +76,7 @@ class Transcript:
         self._on_lost = on_lost
         self._is_sure = is_sure or _set()
         self._waiting: deque[Turn] = deque()
+        self._added: list[Turn] = []
         self._some = asyncio.Event()
         self._none = asyncio.Event()
         self._none.set()
@@ -85,6 +86,7 @@ class Transcript:
 
     def add(self, turn: Turn) -> None:
         """Queue one turn."""
+        self._added.append(turn)
         self._waiting.append(turn)
         self._none.clear()
         self._some.set()
@@ -95,8 +97,14 @@ class Transcript:
         return self._none.is_set()
 
     def restart(self) -> None:
-        """Go on in a server that has lost the stream; what `write` does when no turn waits is done once more."""
+        """Go on in a server that has lost the stream: this owner's turns are written again, in their order.
+
+        What `write` does when no turn waits is done once more.
+        """
         self.cursor = "0-0"
+        self._waiting = deque(self._added)
+        if self._waiting:
+            self._none.clear()
         self._some.set()
 
     async def flush(self, *, timeout: float) -> bool:
@@ -117,8 +125,10 @@ class Transcript:
         # A checkpoint's client of Redis may swallow a cancellation, as `run_async` tells.
         while this is not None and not this.cancelling() and await self._some.wait():
             await self._is_sure.wait()
-            if self._waiting and await self._written(self._waiting[0]):
-                self._waiting.popleft()
+            waiting = self._waiting
+            # After a loss of data others wait, from the first one on.
+            if waiting and await self._written(waiting[0]) and waiting is self._waiting:
+                waiting.popleft()
             if not self._waiting:
                 self._some.clear()
                 self._none.set()
