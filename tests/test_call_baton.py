@@ -49,6 +49,20 @@ async def test_a_turn_that_the_owner_has_made_its_own_is_dropped_at_once() -> No
     assert await parked is False
 
 
+async def test_the_wordless_end_of_a_turn_that_the_owner_has_answered_is_not_the_beginning_of_the_next_one() -> None:
+    listener = Listener()
+    # It came when the caller had almost said all: what it heard brought no words, and so no turn.
+    listener.baton.user_state_changed(True)
+    listener.after(0.3)
+    listener.baton.user_state_changed(False)
+    listener.after(0.6)
+    listener.baton.owner_committed()
+    listener.after(1.5)
+    listener.baton.take(is_open=False)
+    listener.after(0.5)
+    assert await (await listener.hear()) is True
+
+
 async def test_a_turn_in_whose_middle_the_baton_was_passed_is_answered() -> None:
     listener = Listener()
     listener.baton.owner_committed()

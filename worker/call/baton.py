@@ -42,6 +42,9 @@ class _Speech:
     """The turn that the caller is in the middle of, and when they were last heard to stop."""
 
     begun_at: float | None = None
+    #: When its last stretch of sound that is over began, or its first one when none is over. What was heard before may
+    #: have been the end of another turn, without a word in it.
+    sounded_at: float | None = None
     paused_at: float = 0.0
     is_audible: bool = False
 
@@ -63,6 +66,7 @@ class Baton:
         self._was_open = True
         self._committed_at = 0.0
         self._speech = _Speech()
+        self._sounds_since: float | None = None
         self._answering_since: float | None = None
         if is_held:
             self._held.set()
@@ -108,12 +112,15 @@ class Baton:
 
     def user_state_changed(self, is_speaking: bool) -> None:
         """Voice activity detection says that the caller began or stopped."""
-        now = self._clock()
-        self._speech.is_audible = is_speaking
+        now, speech = self._clock(), self._speech
+        speech.is_audible = is_speaking
         if not is_speaking:
-            self._speech.paused_at = now
-        elif self._speech.begun_at is None:
-            self._speech.begun_at = now
+            speech.paused_at = now
+            speech.sounded_at = None if speech.begun_at is None else self._sounds_since
+            return
+        self._sounds_since = now
+        if speech.begun_at is None:
+            speech.begun_at = speech.sounded_at = now
 
     def agent_listens(self) -> None:
         """A reply is over."""
@@ -122,24 +129,25 @@ class Baton:
     async def may_answer(self) -> bool:
         """Whether the turn that is just over is this agent's to answer; waits until that is known."""
         now, speech = self._clock(), self._speech
-        self._speech = _Speech(begun_at=now if speech.is_audible else None, is_audible=speech.is_audible)
-        begun_at = speech.begun_at or now
+        open_since = now if speech.is_audible else None
+        self._speech = _Speech(begun_at=open_since, sounded_at=open_since, is_audible=speech.is_audible)
+        sounded_at = speech.sounded_at or now
         ended_at = now if speech.is_audible or speech.begun_at is None else speech.paused_at
         while not self._is_lost:
             if self.is_held:
-                if self._is_settled(begun_at, ended_at):
+                if self._is_settled(sounded_at, ended_at):
                     return False
                 self._answering_since = self._clock()
                 return True
-            if not self._held.is_set() and self._committed_at > begun_at:
+            if not self._held.is_set() and self._committed_at > sounded_at:
                 return False
             self._changed.clear()
             await self._changed.wait()
         return False
 
-    def _is_settled(self, begun_at: float, ended_at: float) -> bool:
+    def _is_settled(self, sounded_at: float, ended_at: float) -> bool:
         """Whether the last owner has dealt with this turn, which may have ended after it was passed."""
-        return self._committed_at > begun_at or (not self._was_open and ended_at < self._passed_at)
+        return self._committed_at > sounded_at or (not self._was_open and ended_at < self._passed_at)
 
     def is_between_turns(self, *, heard_since: float) -> bool:
         """Whether nothing is to be answered but what the caller has begun to say after `heard_since`."""
