@@ -27,6 +27,7 @@ from bench.disturbed import (
 from bench.marked_call import MarkedCall, marked_call
 from bench.report import Figure, Report
 from bench.verdicts import verdict
+from local.marks import UTTERANCES, marks_in
 from local.stack import Stack
 from worker.fleet.recovery import MOST_IN_A_ROW
 
@@ -36,10 +37,11 @@ _AUDIBLE_WITHIN = 20.0
 #: Words of the utterance that a kill falls into.
 _WORDS = 5
 #: Seconds after the end of words, and after the beginning of an answer, in which a kill falls.
-_THINKING = (0.02, 0.9)
+_OPEN = (0.02, 0.6)
+_THINKING = (0.6, 1.1)
 _SPEAKING = (0.1, 1.5)
-#: Seconds of silence before which no turn is over, unless the settings say otherwise.
-_ENDPOINTING = 0.6
+#: Seconds of silence after which any turn is over, unless the settings say otherwise.
+_ENDPOINTING = 0.9
 #: Seconds after the first word, of which there are five of 0.3 s.
 _UTTERANCE = (0.2, 1.3)
 #: Seconds: what issue and design ask for.
@@ -51,9 +53,13 @@ class Phase(StrEnum):
     """What was going on when the process was killed."""
 
     LISTENING = "nobody spoke"
+    OPEN = "the turn was not over yet"
     THINKING = "the agent was thinking"
     SPEAKING = "the agent was speaking"
     UTTERANCE = "the caller was speaking"
+
+
+_AFTER_WORDS = {Phase.OPEN: _OPEN, Phase.THINKING: _THINKING}
 
 
 @dataclass(frozen=True)
@@ -131,8 +137,8 @@ async def _kill_and_hear(stack: Stack, call: MarkedCall, phase: Phase, moments: 
         since = await _reach(call, phase, moments)
     killed_at = time.time()
     os.kill(pid, signal.SIGKILL)
-    if phase is Phase.THINKING and call.caller.heard.audible_between(since, killed_at):
-        phase = Phase.SPEAKING
+    if phase in _AFTER_WORDS and number is not None:
+        phase = await _really(call, number, since, killed_at)
     kill = Kill(phase, killed_at, number, killed_at - since)
     try:
         heard_at = await audible_after(call, killed_at, besides=identity, within=_AUDIBLE_WITHIN)
@@ -145,14 +151,23 @@ async def _kill_and_hear(stack: Stack, call: MarkedCall, phase: Phase, moments: 
     return replace(kill, silence=heard_at - killed_at, is_answered=await answers_again(call))
 
 
+async def _really(call: MarkedCall, number: int, since: float, killed_at: float) -> Phase:
+    """What a kill after the last word of an utterance fell into; to be asked before another agent stores anything."""
+    if call.caller.heard.audible_between(since, killed_at):
+        return Phase.SPEAKING
+    stored = [mark for turn in await call.turns() if turn.role == "user" for mark in marks_in(turn.text or "")]
+    is_stored = any(mark.utterance == number % UTTERANCES for mark in stored)
+    return Phase.THINKING if is_stored or killed_at - since > _ENDPOINTING else Phase.OPEN
+
+
 async def _reach(call: MarkedCall, phase: Phase, moments: random.Random) -> float:
     """Be at a moment of this phase; since when it lasts."""
     if phase is Phase.LISTENING:
         since = time.time()
         await asyncio.sleep(moments.uniform(0.0, 1.0))
-    elif phase is Phase.THINKING:
+    elif phase in _AFTER_WORDS:
         since = (await call.say(_WORDS)).ended_at
-        await asyncio.sleep(moments.uniform(*_THINKING))
+        await asyncio.sleep(moments.uniform(*_AFTER_WORDS[phase]))
     else:
         since = await call.ask(_WORDS)
         await asyncio.sleep(moments.uniform(*_SPEAKING))
@@ -198,11 +213,9 @@ def _verdicts(calls: Sequence[Killed], kills: Sequence[Kill], figures: dict[str,
 
 def _notes(calls: Sequence[Killed], seed: int) -> Iterator[str]:
     kills = [kill for call in calls for kill in call.kills]
-    yield _lost([kill for kill in kills if kill.phase is Phase.UTTERANCE], f"killed while {Phase.UTTERANCE}")
-    thinking = [kill for kill in kills if kill.phase is Phase.THINKING]
-    for when, is_early in ((f"less than {_ENDPOINTING:g} s", True), ("later", False)):
-        some = [kill for kill in thinking if (kill.offset < _ENDPOINTING) is is_early]
-        yield _lost(some, f"killed while {Phase.THINKING}, {when} after the last word")
+    # The agent still listens then, and what it has not heard to the end it has only as sound.
+    for phase in (Phase.UTTERANCE, Phase.OPEN):
+        yield _lost([kill for kill in kills if kill.phase is phase], f"killed while {phase}")
     yield f"{len(calls)} calls, seed {seed}: {word_totals([call.outcome for call in calls])}."
     yield from wrong_words([call.outcome for call in calls])
     for index, call in enumerate(calls):

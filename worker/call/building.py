@@ -25,6 +25,7 @@ from worker.call.handing_over import Giver
 from worker.call.knowledge import open_search
 from worker.call.lifecycle import Call
 from worker.call.lost_room import LostRoom
+from worker.call.open_sound import OpenSound
 from worker.call.open_turn import OpenTurn
 from worker.call.phrases import Phrases, open_cache
 from worker.call.presence import Presence
@@ -223,8 +224,7 @@ class Line:
 def build_line(serving: Serving, place: Place, speech: Speech, agent: SupervisorAgent, transcript: Transcript) -> Line:
     """The pipeline of the call, which is not started."""
     clock, baton = TurnClock(), serving.baton
-    open_turn = OpenTurn(serving.session, client=serving.client)
-    serving.keep(open_turn.keep())
+    open_turn = _open_turn(serving)
     voice_agent = VoiceAgent(agent, transcript=transcript, clock=clock, baton=baton, open_turn=open_turn)
     warm = speech.providers.openai.models.list
     agent_llm = AgentLLM(agent, observe=voice_agent.observe, warm=warm, baton=baton)
@@ -238,11 +238,22 @@ def build_line(serving: Serving, place: Place, speech: Speech, agent: Supervisor
         voice_agent=voice_agent,
         clock=clock,
         baton=baton,
+        open_turn=open_turn,
         spoken=speech.spoken,
         on_first_audio=lambda: _went_live(serving),
         time_left=_time_left(serving.session, serving.settings),
     )
     return Line(call, agent_llm, open_turn)
+
+
+def _open_turn(serving: Serving) -> OpenTurn:
+    sound = None
+    if serving.settings.draft_audio:
+        sound = OpenSound(serving.session, client=serving.client, is_owner=lambda: serving.baton.is_held)
+        serving.keep(sound.keep())
+    open_turn = OpenTurn(serving.session, client=serving.client, sound=sound)
+    serving.keep(open_turn.keep())
+    return open_turn
 
 
 def _went_live(serving: Serving) -> None:

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from livekit import rtc
 from livekit.agents import APIConnectOptions, APIError, NotGivenOr, stt, utils, vad
@@ -22,6 +22,18 @@ _LONGEST = 30.0
 _NO_RETRY = APIConnectOptions(max_retry=0)
 
 
+class Listener(Protocol):
+    """Who is told how an utterance sounds while it lasts."""
+
+    def sounds(self, frames: Iterable[rtc.AudioFrame]) -> None:
+        """The caller speaks, and this is the next of it."""
+        ...
+
+    def was_wordless(self) -> None:
+        """What sounded like speech, and is over, was none."""
+        ...
+
+
 class EarlySTT(stt.STT[Any]):
     """A streaming recogniser around any that takes a whole recording, cut into utterances by `vad`.
 
@@ -30,11 +42,12 @@ class EarlySTT(stt.STT[Any]):
     it is dropped. An utterance makes one request, and one more for each short silence inside it, up to `early`.
     """
 
-    def __init__(self, inner: stt.STT[Any], *, vad: vad.VAD, early: int) -> None:
+    def __init__(self, inner: stt.STT[Any], *, vad: vad.VAD, early: int, listener: Listener | None = None) -> None:
         super().__init__(capabilities=stt.STTCapabilities(streaming=True, interim_results=False))
         self.inner = inner
         self.vad = vad
         self.early = early
+        self.listener = listener
         inner.on("metrics_collected", self._tell_metrics)
 
     @property
@@ -112,6 +125,7 @@ class _EarlyStream(stt.RecognizeStream):
         self._utterance: list[rtc.AudioFrame] = []
         self._early: _Recognition | None = None
         self._early_left = 0
+        self._is_speaking = False
         tasks = [
             asyncio.create_task(work, name=f"early-stt-{name}")
             for name, work in {
@@ -146,9 +160,16 @@ class _EarlyStream(stt.RecognizeStream):
 
     def _begin(self, event: vad.VADEvent) -> None:
         self._utterance, self._early_left = list(event.frames), self._early_stt.early
+        self._is_speaking = True
+        self._tell(event.frames)
         self._event_ch.send_nowait(stt.SpeechEvent(stt.SpeechEventType.START_OF_SPEECH))
 
+    def _tell(self, frames: Iterable[rtc.AudioFrame]) -> None:
+        if self._early_stt.listener is not None:
+            self._early_stt.listener.sounds(frames)
+
     def _go_on(self, event: vad.VADEvent) -> None:
+        self._tell(event.frames)
         if event.speech_duration > _LONGEST:
             self._utterance, self._early_left = [], 0
         else:
@@ -161,6 +182,7 @@ class _EarlyStream(stt.RecognizeStream):
             self._results.send_nowait((stt.SpeechEventType.PREFLIGHT_TRANSCRIPT, self._early))
 
     def _end(self, event: vad.VADEvent) -> None:
+        self._is_speaking = False
         ended_at = time.time() - event.silence_duration - event.inference_duration
         self._event_ch.send_nowait(stt.SpeechEvent(stt.SpeechEventType.END_OF_SPEECH, speech_end_time=ended_at))
         recognition, self._early = self._early, None
@@ -202,3 +224,5 @@ class _EarlyStream(stt.RecognizeStream):
         if words and words[0].text:
             ended_at = recognition.speech_ended_at
             self._event_ch.send_nowait(stt.SpeechEvent(kind, alternatives=words, speech_end_time=ended_at))
+        elif kind is stt.SpeechEventType.FINAL_TRANSCRIPT and not self._is_speaking and self._early_stt.listener:
+            self._early_stt.listener.was_wordless()

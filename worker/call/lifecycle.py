@@ -65,6 +65,7 @@ class Call:
         voice_agent: VoiceAgent,
         clock: TurnClock,
         baton: Baton,
+        open_turn: OpenTurn,
         spoken: Mapping[str, bytes],
         on_first_audio: Callable[[], None],
         time_left: float,
@@ -76,6 +77,7 @@ class Call:
         self._voice_agent = voice_agent
         self._clock = clock
         self._baton = baton
+        self._open_turn = open_turn
         self._spoken = spoken
         self._on_first_audio = on_first_audio
         self._failures = 0
@@ -84,7 +86,8 @@ class Call:
         self._waiting: asyncio.Task[None] | None = None
         self._idle = Countdown(ending, Reason.IDLE, seconds=settings.idle_timeout)
         self._duration = Countdown(ending, Reason.MAX_DURATION, seconds=time_left)
-        self._voice = open_pipeline(settings, providers, agent_llm)
+        listener = open_turn if open_turn.keeps_sound else None
+        self._voice = open_pipeline(settings, providers, agent_llm, listener=listener)
         self._user_state, self._agent_state = "listening", "initializing"
         #: Whether this agent has begun to talk with the caller.
         self.has_begun = False
@@ -132,7 +135,7 @@ class Call:
         self._begin()
         self._say(self._settings.greeting)
 
-    def resume(self, unanswered: Message | None, *, open_turn: OpenTurn) -> None:
+    def resume(self, unanswered: Message | None) -> None:
         """Go on with a call that another process has lost, and answer what it has left unanswered.
 
         What the caller had begun to say to that process begins their next turn; are they silent, it is their turn.
@@ -141,11 +144,12 @@ class Call:
         self._say(self._settings.resumption)
         if unanswered is not None:
             self._answer(unanswered)
-        elif open_turn.cut_off:
-            self._waiting = asyncio.create_task(self._answer_cut_off(open_turn))
+        else:
+            self._waiting = asyncio.create_task(self._answer_cut_off(self._open_turn))
             self._waiting.add_done_callback(self._ending.guard(_require))
 
     async def _answer_cut_off(self, open_turn: OpenTurn) -> None:
+        await open_turn.settle()
         silent_for = 0.0
         while open_turn.cut_off and silent_for < _SILENT:
             await asyncio.sleep(_LOOK)

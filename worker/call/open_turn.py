@@ -3,10 +3,13 @@
 import asyncio
 import logging
 import re
+from collections.abc import Awaitable, Iterable
 
 import redis.asyncio
+from livekit import rtc
 from livekit.agents import stt
 
+from worker.call.open_sound import OpenSound
 from worker.fleet import drafts
 from worker.fleet.errors import MoveRefused, SessionNotFound, StateUnavailable
 from worker.fleet.redis_operations import run_async
@@ -22,17 +25,48 @@ _INTERIM = frozenset({stt.SpeechEventType.INTERIM_TRANSCRIPT, stt.SpeechEventTyp
 class OpenTurn:
     """What is recognised of the turn that the caller is in; belongs to the call's event loop.
 
-    `cut_off` is what the last owner had recognised of a turn when it was lost: it begins this one.
+    `cut_off` is what the caller had said of a turn when the last owner was lost: it begins this one. Without `sound`
+    only the words of a turn are kept, not how they sound.
     """
 
-    def __init__(self, session: Session, *, client: "redis.asyncio.Redis") -> None:
+    def __init__(self, session: Session, *, client: "redis.asyncio.Redis", sound: OpenSound | None = None) -> None:
         self._session = session
         self._client = client
+        self._sound = sound
+        self._is_settled = asyncio.Event()
+        self._is_settled.set()
         self.cut_off = ""
         self._final: list[str] = []
         self._interim = ""
         self._kept = ""
         self._changed = asyncio.Event()
+
+    @property
+    def keeps_sound(self) -> bool:
+        """Whether it matters how the turn sounds."""
+        return self._sound is not None
+
+    async def recover(self, words: Awaitable[str]) -> None:
+        """Begin with `words`, once they are known."""
+        self._is_settled.clear()
+        try:
+            self.cut_off = await words
+        finally:
+            self._is_settled.set()
+
+    async def settle(self) -> None:
+        """Until it is known what was cut off."""
+        await self._is_settled.wait()
+
+    def sounds(self, frames: Iterable[rtc.AudioFrame]) -> None:
+        """The caller speaks, and this is the next of it."""
+        if self._sound is not None:
+            self._sound.heard(frames)
+
+    def was_wordless(self) -> None:
+        """What sounded like speech, and is over, was none."""
+        if self._sound is not None and not self.words:
+            self._sound.give_up()
 
     def heard(self, event: stt.SpeechEvent) -> None:
         """Take note of what recognition says."""
@@ -50,6 +84,8 @@ class OpenTurn:
         """The turn is over: what it says as a whole, with what was cut off before `words`."""
         cut_off, self.cut_off = self.cut_off, ""
         self._final, self._interim = [], ""
+        if self._sound is not None:
+            self._sound.close()
         # Storing the turn deletes them.
         self._kept = ""
         return joined(cut_off, words)

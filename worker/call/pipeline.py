@@ -5,7 +5,7 @@ from typing import Any
 from livekit.agents import AgentSession, TurnHandlingOptions, inference, llm, stt, vad
 from livekit.agents.voice import room_io
 
-from worker.call.early_stt import EarlySTT
+from worker.call.early_stt import EarlySTT, Listener
 from worker.call.providers import Providers, connect_options
 from worker.call.settings import CallSettings
 
@@ -13,11 +13,13 @@ from worker.call.settings import CallSettings
 AUDIO_INPUT = room_io.AudioInputOptions(frame_size_ms=20)
 
 
-def open_pipeline(settings: CallSettings, providers: Providers, agent_llm: llm.LLM[Any]) -> AgentSession[None]:
+def open_pipeline(
+    settings: CallSettings, providers: Providers, agent_llm: llm.LLM[Any], *, listener: Listener | None = None
+) -> AgentSession[None]:
     """A pipeline that is not started; whoever made the providers closes them."""
     activity = inference.VAD()
     return AgentSession(
-        stt=_listening(providers.stt, activity, settings),
+        stt=_listening(providers.stt, activity, settings, listener),
         llm=agent_llm,
         tts=providers.tts,
         vad=activity,
@@ -32,10 +34,13 @@ def open_pipeline(settings: CallSettings, providers: Providers, agent_llm: llm.L
     )
 
 
-def _listening(recogniser: stt.STT[Any], activity: vad.VAD, settings: CallSettings) -> stt.STT[Any]:
-    if not settings.early_transcripts or not recogniser.capabilities.offline_recognize:
+def _listening(
+    recogniser: stt.STT[Any], activity: vad.VAD, settings: CallSettings, listener: Listener | None
+) -> stt.STT[Any]:
+    is_followed = settings.early_transcripts or listener is not None
+    if not is_followed or not recogniser.capabilities.offline_recognize:
         return recogniser
-    return EarlySTT(recogniser, vad=activity, early=settings.early_transcripts)
+    return EarlySTT(recogniser, vad=activity, early=settings.early_transcripts, listener=listener)
 
 
 def _turn_handling(settings: CallSettings) -> TurnHandlingOptions:

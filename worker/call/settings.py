@@ -238,6 +238,12 @@ class CallSettings(AgentSettings):
         description="short silences of an utterance at which its words are recognised already; each after which the "
         "caller goes on costs one more request, 0 recognises ends only",
     )
+    draft_audio: bool = Field(
+        default=True,
+        alias="MUSTER_DRAFT_AUDIO",
+        description="whether the sound of a turn that is not over is kept in Redis, for a minute at most, so that an "
+        "agent that goes on when this one is lost has its words; without it only what is recognised is kept",
+    )
     drafts: int = Field(
         default=4,
         ge=0,

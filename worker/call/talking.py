@@ -27,12 +27,14 @@ from worker.call.commands import SOCKET_TIMEOUT
 from worker.call.fences import Fences
 from worker.call.handing_over import Giver, Successor
 from worker.call.lifecycle import Call
+from worker.call.open_sound import cut_off_words
+from worker.call.providers import Providers
 from worker.call.serving import Serving
 from worker.call.thinking import Thinking
 from worker.conversation.continuing import BEGINNING, TOOL_LIMIT, Conversation, store_rest
 from worker.conversation.text_turns import is_written
 from worker.conversation.transcript import Transcript
-from worker.fleet import drafts, handing_over, workers
+from worker.fleet import handing_over, workers
 from worker.fleet.errors import StateUnavailable
 from worker.fleet.redis_operations import connect_async, run_async
 from worker.fleet.session import State
@@ -73,6 +75,8 @@ async def talk(serving: Serving) -> None:
     serving.record.store_again = partial(_store_again, conversation, transcript)
     line = build_line(serving, place, speech, agent, transcript)
     serving.stack.push_async_callback(_leave, serving, place, line.call, agent, transcript)
+    if serving.session.epoch > 1 and serving.baton.is_held:
+        serving.keep(line.open_turn.recover(_cut_off(serving, speech.providers, begun.messages)))
     thinking = build_thinking(serving, line, transcript)
     serving.keep(_think(serving, thinking))
     giver = build_giver(serving, place, line, thinking, transcript)
@@ -103,8 +107,7 @@ class _Talk:
             return
         # Not what was said in the session that this one continues: there the caller has heard no greeting yet.
         if begun.cursor != BEGINNING or (begun.messages and session.first_audio_at is not None):
-            self.line.open_turn.cut_off = await _cut_off(serving, begun.messages)
-            call.resume(await _unanswered(serving, begun.messages), open_turn=self.line.open_turn)
+            call.resume(await _unanswered(serving, begun.messages))
         else:
             call.greet()
         serving.keep(self.giver.run())
@@ -255,12 +258,9 @@ def _last_words(messages: Sequence[Message]) -> Message | None:
     return spoken[-1] if spoken and spoken[-1].role == "user" else None
 
 
-async def _cut_off(serving: Serving, messages: Sequence[Message]) -> str:
+async def _cut_off(serving: Serving, providers: Providers, messages: Sequence[Message]) -> str:
     """What the caller had begun to say to the last owner, unless that has stored it."""
-    try:
-        words = await run_async(serving.client, drafts.read(serving.session.session_id))
-    except StateUnavailable:
-        return ""
+    words = await cut_off_words(serving.session, client=serving.client, recogniser=providers.stt)
     stored = next((each.content for each in reversed(messages) if each.role == "user"), "")
     return "" if words and words in stored else words
 

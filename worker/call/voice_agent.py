@@ -92,6 +92,7 @@ class VoiceAgent(Agent):
             raise StopResponse
         self._clock.turn_completed()
         if self._open_turn is not None:
+            await self._open_turn.settle()
             self._complete(new_message, self._open_turn)
         self._commit_user(new_message)
         self._unanswered = new_message.text_content

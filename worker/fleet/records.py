@@ -5,8 +5,8 @@ Key space (one slot per session; all expire):
     muster:{s:<session id>}:commands  STREAM  what the owner is asked to do, `kind` and `id`
     muster:{s:<session id>}:turns     STREAM  committed turns, `turn` = JSON
 
-and, written by `drafts.py`, `draft`; by `graphs/checkpointer.py`, `checkpoints` and `checkpoint_writes`, which live as
-long as these.
+and, written by `drafts.py`, `draft` and `draft_audio`; by `graphs/checkpointer.py`, `checkpoints` and
+`checkpoint_writes`, which live as long as these.
 
 Every owner reads the commands from the first one on, and applies each at most once, because each says itself to whom
 it belongs (`tests/test_fleet_commands.py`):
@@ -69,7 +69,7 @@ for _, stored in ipairs(redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', ARGV
   if stored[2][2] == ARGV[4] then return {'added', stored[1]} end
 end
 local id = redis.call('XADD', KEYS[2], '*', 'turn', ARGV[4])
-if ARGV[5] == '1' then redis.call('DEL', KEYS[3]) end
+if ARGV[5] == '1' then redis.call('DEL', KEYS[3], KEYS[4]) end
 if redis.call('PTTL', KEYS[2]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[2], ARGV[3]) end
 return {'added', id}"""
 
@@ -99,6 +99,11 @@ def turns_key(session_id: str) -> str:
 def draft_key(session_id: str) -> str:
     """The key of what the caller has begun to say (see `drafts.py`)."""
     return _key(session_id, "draft")
+
+
+def draft_audio_key(session_id: str) -> str:
+    """The key of how that sounds (see `drafts.py`)."""
+    return _key(session_id, "draft_audio")
 
 
 def lasting_keys(session_id: str) -> list[str]:
@@ -155,14 +160,14 @@ def stamp_published(session_id: str, *, epoch: int) -> Operation[None]:
 
 
 def append_turn(session: Session, turn: Mapping[str, Any], *, lifetime: float) -> Operation[str]:
-    """Add one committed turn as the owner, a user's in the place of its draft; answers its stream id.
+    """Add one committed turn as the owner, a user's in the place of its drafts; answers its stream id.
 
     Repeating one of the last `TURNS_COMPARED` adds nothing: this is how an unknown outcome is retried, and the first
     attempt may reach the server after the repetition and what followed it. Turns are told apart by their `item_id`.
     """
     return Operation(
         script=_APPEND_TURN,
-        keys=[_key(session.session_id, name) for name in ("record", "turns", "draft")],
+        keys=[_key(session.session_id, name) for name in ("record", "turns", "draft", "draft_audio")],
         arguments=[
             session.epoch,
             session.owner,
