@@ -27,7 +27,7 @@ from bench.disturbed import (
 from bench.marked_call import MarkedCall, marked_call
 from bench.report import Figure, Report
 from bench.verdicts import verdict
-from local.marks import UTTERANCES, marks_in
+from local.marks import UTTERANCES, WORD_SECONDS, Mark, marks_in
 from local.stack import Stack
 from worker.fleet.recovery import MOST_IN_A_ROW
 
@@ -74,6 +74,15 @@ class Kill:
     silence: float | None = None
     is_answered: bool = False
     lost: int = 0
+    #: Those of the lost words that were spoken to their end before the kill.
+    lost_before: int = 0
+
+    def among(self, lost: Sequence[Mark]) -> "Kill":
+        """The same with what is lost of its utterance."""
+        own = [mark.word for mark in lost if mark.utterance == self.number]
+        is_during = self.phase is Phase.UTTERANCE
+        before = [word for word in own if not is_during or (word + 1) * WORD_SECONDS <= self.offset]
+        return replace(self, lost=len(own), lost_before=len(before))
 
 
 @dataclass(frozen=True)
@@ -116,10 +125,7 @@ async def _call(stack: Stack, phases: Sequence[Phase], moments: random.Random) -
         await asyncio.to_thread(call.client.leave, call.session_id)
         await ended(call)
         outcome = await Outcome.of(call)
-    lost = [mark.utterance for mark in outcome.words.lost]
-    return Killed(
-        [replace(kill, lost=lost.count(-1 if kill.number is None else kill.number)) for kill in kills], outcome
-    )
+    return Killed([kill.among(outcome.words.lost) for kill in kills], outcome)
 
 
 async def _kill_and_hear(stack: Stack, call: MarkedCall, phase: Phase, moments: random.Random) -> Kill:
@@ -225,7 +231,10 @@ def _notes(calls: Sequence[Killed], seed: int) -> Iterator[str]:
 
 
 def _lost(kills: Sequence[Kill], when: str) -> str:
-    return f"{when} (n = {len(kills)}): {sum(kill.lost for kill in kills)} of {_WORDS * len(kills)} words lost."
+    lost, before = sum(kill.lost for kill in kills), sum(kill.lost_before for kill in kills)
+    return (
+        f"{when} (n = {len(kills)}): {lost} of {_WORDS * len(kills)} words lost, {before} of them said before the kill."
+    )
 
 
 def _peculiar(call: int, kill: Kill) -> str:

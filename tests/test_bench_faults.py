@@ -57,6 +57,15 @@ def test_words_lost_while_the_agent_was_thinking_fail_the_measurement() -> None:
     assert notes.count("FAIL") == 1
 
 
+def test_what_was_said_before_the_kill_is_told_apart_from_what_nobody_could_hear() -> None:
+    lost = [Mark(1, 1), Mark(1, 2), Mark(1, 3), Mark(2, 0)]
+    kill = Kill(Phase.UTTERANCE, 100.0, 1, 1.0).among(lost)
+    assert (kill.lost, kill.lost_before) == (3, 2)
+    kill = Kill(Phase.OPEN, 100.0, 1, 0.1).among(lost)
+    assert (kill.lost, kill.lost_before) == (3, 3)
+    assert Kill(Phase.LISTENING, 100.0).among(lost).lost == 0
+
+
 def test_a_second_session_in_a_live_room_fails_the_measurement() -> None:
     talk = Talk("live", 1, 1, 1, outcome(answered={0: 1}), forgotten=0)
     refused = [JoinAnswer("a", 503, 0.1, retry_after=5.0)]

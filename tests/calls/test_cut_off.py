@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from local.caller import quiet_room
-from tests.calls.calling import Fleet
+from tests.calls.calling import Fleet, OngoingCall
 from worker.fleet import drafts
 from worker.fleet.redis_operations import connect_async, run_async
 
@@ -31,15 +31,35 @@ async def test_words_that_a_killed_agent_had_recognised_are_answered_by_the_next
         killed_at = time.time()
         # The rest is spoken to nobody.
         await speaking
-        resumed = await call.caller.heard.first_audible_after(killed_at, within=10)
-        print(f"\nkill -> audible: {resumed - killed_at:.2f} s")
-        await call.caller.heard.silent_since(resumed, gap=1.0, within=15)
-        answered = await call.caller.heard.first_audible_after(time.time(), within=12)
-        await call.caller.heard.silent_since(answered, gap=1.5, within=20)
+        await _is_answered(call, killed_at)
         said = [turn for turn in await fleet.turns(session_id) if turn.role != "event"]
     users = [turn.text or "" for turn in said if turn.role == "user"]
     assert len(users) == 1 and "premium plan" in users[0].lower()
     assert "forty nine" in (said[-1].text or "")
+
+
+async def test_words_that_a_killed_agent_had_only_heard_are_recognised_by_the_next_one(fleet: Fleet) -> None:
+    words = await asyncio.to_thread(fleet.voice.render, "How much is the premium plan please?")
+    async with fleet.call() as call:
+        session_id = call.session.session_id
+        child = await asyncio.to_thread(fleet.child_of, session_id)
+        # No silence in which anything could be recognised follows the last word.
+        await call.caller.say(words)
+        os.kill(child, signal.SIGKILL)
+        await _is_answered(call, time.time())
+        said = [turn for turn in await fleet.turns(session_id) if turn.role != "event"]
+    users = [turn.text or "" for turn in said if turn.role == "user"]
+    assert len(users) == 1 and "premium plan" in users[0].lower()
+    assert "forty nine" in (said[-1].text or "")
+
+
+async def _is_answered(call: OngoingCall, killed_at: float) -> None:
+    """Hear the next agent say that it goes on, and then the answer."""
+    resumed = await call.caller.heard.first_audible_after(killed_at, within=10)
+    print(f"\nkill -> audible: {resumed - killed_at:.2f} s")
+    await call.caller.heard.silent_since(resumed, gap=1.0, within=15)
+    answered = await call.caller.heard.first_audible_after(time.time(), within=12)
+    await call.caller.heard.silent_since(answered, gap=1.5, within=20)
 
 
 async def _words_are_kept(fleet: Fleet, session_id: str) -> None:
