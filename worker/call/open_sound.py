@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 _APART = 0.15
 #: Seconds in which the sound that the last owner kept must be recognised.
 _RECOGNISED_WITHIN = 4.0
+#: Seconds: less is no beginning of a turn, but the silent end of one that was stored while its last piece was written.
+_SHORTEST = 0.3
 
 
 class OpenSound:
@@ -88,7 +90,8 @@ async def cut_off_words(session: Session, *, client: "redis.asyncio.Redis", reco
         sound = await run_async(client, drafts.read_sound(session.session_id))
     except StateUnavailable:
         return ""
-    heard = await _bounded(_recognised(sound, recogniser), session) if sound else ""
+    is_begun = sum(piece.seconds for piece in sound) >= _SHORTEST
+    heard = await _bounded(_recognised(sound, recogniser), session) if is_begun else ""
     return heard if len(_plain(heard)) >= len(_plain(words)) else words
 
 

@@ -65,7 +65,7 @@ class OpenTurn:
 
     def was_wordless(self) -> None:
         """What sounded like speech, and is over, was none."""
-        if self._sound is not None and not self.words:
+        if self._sound is not None and self._is_settled.is_set() and not self.words:
             self._sound.give_up()
 
     def heard(self, event: stt.SpeechEvent) -> None:

@@ -79,6 +79,11 @@ class Sound:
     rate: int
     samples: bytes = field(repr=False)
 
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        return len(self.samples) / 2 / self.rate
+
 
 def append_sound(session: Session, sound: Sound) -> Operation[bool]:
     """Add to the sound of the open turn as the owner; False when there is no room for it.
