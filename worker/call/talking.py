@@ -146,14 +146,21 @@ class _Talk:
         serving = self.serving
         try:
             async with asyncio.timeout(_CATCH_UP_LIMIT):
-                begun = await load(serving, self.conversation)
+                loaded = await load(serving, self.conversation)
                 await serving.record.insist(successor.notes())
-                begun = begun or successor.followed()
+                begun = self._fuller(loaded, successor.followed())
                 return begun, await _unanswered(serving, begun.messages)
         except TimeoutError:
             logger.warning("went on with what was followed", extra={"session": serving.session.session_id})
             begun = successor.followed()
             return begun, _last_words(begun.messages)
+
+    def _fuller(self, loaded: entities.Session | None, followed: entities.Session) -> entities.Session:
+        """What is stored, unless more was followed: a Redis that has lost its data meanwhile is told of it again."""
+        if loaded is not None and len(loaded.messages) >= len(followed.messages):
+            return loaded
+        self.conversation.lose()
+        return followed
 
     async def _stand_by(self, begun: entities.Session) -> Successor:
         serving = self.serving
