@@ -1,4 +1,7 @@
-"""What a measurement asks of the agent service, and the answers as far as it needs them."""
+"""What a measurement asks of the agent service, and the answers as far as it needs them.
+
+Not `muster.client`: measurements do not import the command's room, and they tell a refusal by its bare status and code.
+"""
 
 from dataclasses import dataclass
 from types import TracebackType

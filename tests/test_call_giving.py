@@ -205,8 +205,7 @@ async def test_redis_lost_at_the_pass_leaves_the_caller_with_the_owner_whom_the_
     with server_client(own_redis) as client:
         lease_successor(client)
         live = live_session(client)
-        renounces = lambda epoch: Verdict.RENOUNCED  # noqa: E731
-        async with passing(own_redis, client, live, renounces, is_applied=is_applied) as giving:
+        async with passing(own_redis, client, live, lambda epoch: Verdict.RENOUNCED, is_applied=is_applied) as giving:
             baton = giving.owner.baton
             await until(lambda: baton.is_given, within=5)
             baton.user_state_changed(True)

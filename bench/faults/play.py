@@ -116,10 +116,14 @@ class Play:
                 await self._go_on()
                 for conversation in self._conversations:
                     conversation.stop()
-                await asyncio.gather(*holding, return_exceptions=True)
+                for ended in await asyncio.gather(*holding, return_exceptions=True):
+                    # A caller whose call ends in mid-word loses the connection; all else would be a silent caller.
+                    if isinstance(ended, Exception) and not isinstance(ended, ConnectionError):
+                        raise ended
                 await self._end_calls()
             await self._judge()
         except Exception as error:
+            # Whatever broke here is the suite's own: the scenario counts as broken, and the others are still played.
             self._result.trouble = f"{type(error).__name__}: {error}"
             self._tell(f"the suite broke: {self._result.trouble}")
         self._result.struck = self._struck
