@@ -124,11 +124,11 @@ class SilentSession(RunSession):
                 try:
                     with connect(redis_url) as client:
                         if told.is_set():
-                            told.clear()
                             announce(DRAINING)
                             # As a call does that is heard for the first time on a draining worker.
                             announce(LIVE)
                             _tell(client, TOLD_TO_DRAIN, session.session_id)
+                            told.clear()
                         if client.xread({records.commands_key(session.session_id): "0"}, block=200):
                             return
                 except (redis.RedisError, StateUnavailable):

@@ -62,6 +62,10 @@ class Worker:
         return next(process for process in self.processes() if "worker.fleet.keeper" in process.cmdline())
 
     @property
+    def has_keeper(self) -> bool:
+        return any("worker.fleet.keeper" in process.cmdline() for process in self.processes())
+
+    @property
     def children(self) -> list[psutil.Process]:
         return [process for process in self.processes()[1:] if process != self.keeper]
 

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -37,6 +38,10 @@ def stays(fleet: Fleet) -> Iterator[Worker]:
         assert not run(fleet.client, workers.fleet()).ready
         wait_until(lambda: run(fleet.client, workers.fleet()).ready, within=LEASE + 3)
         yield worker
+
+
+def misses_its_broker(worker: Worker) -> bool:
+    return any("Cannot connect" in line for line in worker.lines)
 
 
 def status(fleet: Fleet, name: str) -> workers.WorkerStatus | None:
@@ -234,6 +239,50 @@ def test_a_second_sigterm_waits_for_the_call_and_exits_with_0(fleet: Fleet, stay
         fleet.leave(session)
         assert twice.wait(8) == 0
         assert status(fleet, "twice") is None
+
+
+def test_a_keeper_that_dies_before_its_first_lease_does_not_end_its_worker(tmp_path: Path) -> None:
+    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
+    worker = Worker("early", server.url)
+    try:
+        wait_until(lambda: worker.has_keeper, within=10)
+        worker.keeper.kill()
+        wait_until(lambda: any("the keeper died" in line for line in worker.lines), within=10)
+        server.start()
+        worker.wait_until_ready()
+        assert worker.process.poll() is None
+    finally:
+        worker.close()
+        server.stop()
+
+
+def test_a_worker_that_is_told_to_stop_while_redis_is_away_tells_its_calls_and_drains_when_it_is_back(
+    tmp_path: Path,
+) -> None:
+    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
+    server.start()
+    fleet = Fleet(server.url)
+    try:
+        with fleet.worker("blind", slots=1) as blind, fleet.worker("idle", slots=1) as idle:
+            fleet.open_joins()
+            session = fleet.live_on(blind, "blind")
+            server.stop()
+            for worker in (blind, idle):
+                wait_until(partial(misses_its_broker, worker), within=4)
+                worker.terminate()
+            # Nobody's call waits for a worker that has none, nor that worker for Redis.
+            assert idle.wait(8) == 0
+            server.start()
+            wait_until(lambda: session.session_id in fleet.client.lrange(TOLD_TO_DRAIN, 0, -1), within=8)
+            wait_until(lambda: any("draining, 1" in line for line in blind.lines), within=12)
+            wait_until(lambda: (draining := status(fleet, "blind")) and draining.draining, within=3)
+            assert fleet.get(session).state is State.LIVE
+            assert blind.process.poll() is None
+            fleet.leave(session)
+            assert blind.wait(5) == 0
+    finally:
+        fleet.close()
+        server.stop()
 
 
 @pytest.mark.parametrize("drains", [False, True])

@@ -1,10 +1,12 @@
 """The ground of a scenario: a stack, its workers, and how each of its parts is broken and mended."""
 
 import asyncio
+import resource
 import shutil
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -129,6 +131,15 @@ class Ground:
     def _parts(self) -> list[str]:
         links = [link_name(worker, to) for worker in self.workers.names for to in (REDIS, LIVEKIT)]
         return [REDIS, LIVEKIT, PROVIDERS, AGENT_SERVICE, *self.workers.names, *links]
+
+    def lift_limits(self) -> None:
+        """Give every process that serves calls its memory back: one that was not hurt is used again."""
+        for worker in self.workers.names:
+            for pid in self.workers.everything(worker):
+                with suppress(psutil.NoSuchProcess):
+                    process = psutil.Process(pid)
+                    _, most = process.rlimit(resource.RLIMIT_AS)
+                    process.rlimit(resource.RLIMIT_AS, (most, most))
 
     async def set_providers(self, **modes: str) -> None:
         """What each kind of request to the stand-in providers does."""

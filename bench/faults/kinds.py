@@ -261,8 +261,8 @@ async def lose_message(ground: Ground, aim: Aim) -> None:
 async def exhaust_memory(ground: Ground, aim: Aim) -> None:
     """The process that runs the call gets no memory any more (RLIMIT_AS)."""
     process = psutil.Process(aim.child.pid)
-    limit = process.memory_info().vms + _BALLAST
-    process.rlimit(resource.RLIMIT_AS, (limit, limit))
+    _, most = process.rlimit(resource.RLIMIT_AS)
+    process.rlimit(resource.RLIMIT_AS, (process.memory_info().vms + _BALLAST, most))
 
 
 @kind(may_end=("provider_failed",))

@@ -11,7 +11,9 @@ from functools import partial
 from typing import Any
 
 import psutil
+from kombu.exceptions import OperationalError
 from livekit import api
+from redis.exceptions import RedisError
 
 from bench.faults import invariants
 from bench.faults.conversation import Conversation
@@ -106,6 +108,7 @@ class Play:
         self._seen_before = self._ground.watcher.look_into(lambda ledger: len(ledger.violations))
         self._noted_before = self._ground.watcher.look_into(lambda ledger: len(ledger.notes))
         try:
+            self._ground.lift_limits()
             async with AsyncExitStack() as stack:
                 await self._call_in(stack)
                 holding = [asyncio.create_task(each.hold()) for each in self._conversations]
@@ -181,7 +184,8 @@ class Play:
         self._tell(f"{planned.fault} of {child.worker}, process {child.pid}, epoch {aim.epoch}")
         try:
             await kind.act(self._ground, aim)
-        except (LookupError, psutil.NoSuchProcess, ServiceError) as error:
+        except (LookupError, psutil.NoSuchProcess, ServiceError, RedisError, OperationalError) as error:
+            # What it needs may be away for the sake of another one.
             self._note(f"{planned.fault}: {type(error).__name__}: {error}")
         self._struck.append(Struck(planned.fault, call.session_id, child.worker, began, time.time()))
         self._tell(f"{planned.fault} is over after {time.time() - began:.1f} s")

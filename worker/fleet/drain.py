@@ -6,7 +6,9 @@ and the read that is under way swallows the next message for just as long. Drain
 
 import logging
 import os
+import signal
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -28,8 +30,9 @@ _REAP = 0.2
 class Drain(bootsteps.StartStopStep):
     """On SIGTERM: stop consuming, tell the children, exit when no session is left.
 
-    A second SIGTERM is Celery's warm shutdown. While the broker is away there is nothing to stop consuming from and
-    no event loop to stay in, so there the first one is, too.
+    A second SIGTERM is Celery's warm shutdown. While the broker is away Celery tries to reach it and has no event loop,
+    so that a timer of the kernel does what cannot wait for one: the children hear of the drain, to hand over when Redis
+    is back, and a worker without sessions exits.
     """
 
     requires = ("celery.worker.components:Hub", "celery.worker.components:Pool")
@@ -57,13 +60,33 @@ class Drain(bootsteps.StartStopStep):
         ]
         platforms.signals["SIGTERM"] = self._on_sigterm
 
+    def stop(self, parent: Any) -> None:
+        """No alarm comes any more: the interpreter gives it its deadly meaning back when it ends."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def terminate(self, parent: Any) -> None:
+        """The same in a cold shutdown."""
+        self.stop(parent)
+
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         # Whatever is not a plain assignment waits for the tick: this interrupts arbitrary code.
         self._table.draining = True
-        if self._since is not None or self._worker.consumer.connection is None:
+        if self._since is not None:
             _stop()
         else:
             self._since = time.monotonic()
+            signal.signal(signal.SIGALRM, self._on_alarm)
+            signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
+
+    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
+        # It interrupts arbitrary code, too, so nothing is logged here.
+        if self._since is None or self._worker.consumer.connection is not None:
+            return
+        self._tell_children()
+        # What the children report waits for the event loop; the table does not.
+        is_idle = all(slot.read() is None for slot in self._table.slots)
+        if is_idle and time.monotonic() - self._since >= _READ_ENDS:
+            _stop()
 
     def _tick(self) -> None:
         if self._since is None:
@@ -71,9 +94,7 @@ class Drain(bootsteps.StartStopStep):
         if not self._cancelled:
             self._cancelled = True
             self._stop_consuming()
-        if not self._children_told:
-            self._children_told = True
-            self._tell_children()
+        self._tell_children()
         if time.monotonic() - self._since < _READ_ENDS:
             return
         if state.should_stop is None and not state.active_requests and not state.reserved_requests:
@@ -86,11 +107,13 @@ class Drain(bootsteps.StartStopStep):
             self._worker.consumer.cancel_task_queue(queue)
 
     def _tell_children(self) -> None:
+        """Once; who is forked later reads it in the table."""
+        if self._children_told:
+            return
+        self._children_told = True
         for process in self._worker.pool._pool._pool:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(process.pid, DRAIN)
-            except ProcessLookupError:
-                logger.info("child %d was gone before it could be told", process.pid)
 
 
 def _stop() -> None:

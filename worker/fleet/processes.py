@@ -64,12 +64,20 @@ class Keeper:
 
     def wait_for_lease(self) -> None:
         """Return when the worker has a lease; without one it stops."""
+        deadline = time.monotonic() + _FIRST_LEASE
+        while not self._is_leased(within=deadline - time.monotonic()):
+            if time.monotonic() > deadline:
+                logger.critical("no lease after %.0f s, is Redis there?", _FIRST_LEASE)
+                raise WorkerShutdown(os.EX_UNAVAILABLE)
+            self.revive()
+            time.sleep(_KEEPER_CHECK)
+
+    def _is_leased(self, *, within: float) -> bool:
+        """Wait until it says so; a keeper that dies meanwhile says nothing."""
         stdout = self._process.stdout
         assert stdout is not None
-        readable, _, _ = select.select([stdout], [], [], _FIRST_LEASE)
-        if not readable or not stdout.readline():
-            logger.critical("no lease after %.0f s, is Redis there?", _FIRST_LEASE)
-            raise WorkerShutdown(os.EX_UNAVAILABLE)
+        readable, _, _ = select.select([stdout], [], [], max(0.0, within))
+        return bool(readable and stdout.readline())
 
     def revive(self) -> None:
         """Start it again if it died."""
