@@ -53,7 +53,8 @@ task_send_sent_event = True
 task_default_queue = SESSIONS_QUEUE
 task_queues = [Queue(name, Exchange(name), routing_key=name) for name in (RECOVERY_QUEUE, SESSIONS_QUEUE)]
 
-# An outage is waited for, however long it is.
+# An outage is waited for, however long it is, also by a worker that has a message in hand.
+worker_consumer = "worker.fleet.consumer:Consumer"
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 broker_transport_options = {

@@ -37,8 +37,9 @@ class SilentSession(RunSession):
     """Claims, stamps, waits for the command to leave and records its end, as a call does.
 
     The metadata's `fault` makes it "fail" (record `BROKEN`), "raise" or "panic" (die at once) when it is live; its
-    first owner alone "stumbles" (dies) or "hangs". Whoever finds it "doubled", with another owner, waits for a word in
-    `TOLD_DOUBLES` and then does as it says: "die", "raise" or "give up".
+    first owner alone "stumbles" (dies), "hangs" or is "unheard" (misses Redis' answer to its claim). Whoever finds it
+    "doubled", with another owner, waits for a word in `TOLD_DOUBLES` and then does as it says: "die", "raise" or
+    "give up".
     """
 
     def preload(self) -> None:
@@ -63,6 +64,8 @@ class SilentSession(RunSession):
                 self._be_double(client, session_id, child)
                 child.slot.clear()
                 return None
+            if session.metadata.get("fault") == "unheard" and session.epoch == 1:
+                raise StateUnavailable()
             hold = settings.session_hold
             assert run(client, admission.confirm(session.tenant, session.room, session_id, hold=hold))
             self._go_live(client, session, lifetime=hold)

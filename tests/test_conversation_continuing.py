@@ -207,6 +207,17 @@ async def test_a_continued_session_begins_where_the_old_one_ended(redis_url: str
         assert third.agent.active == "sales"
 
 
+async def test_who_stands_by_a_call_that_continues_a_silent_one_reads_it_without_writing(redis_url: str) -> None:
+    old = claimed(redis_url)
+    async with connect_async(redis_url) as client:
+        await run_async(client, record_moves.end(old, Reason.CALLER_LEFT))
+    new = claimed(redis_url, continues=old.session_id)
+    async with owner(redis_url, new):
+        stands_by = replace(new, epoch=new.epoch + 1, owner="somebody@else#1")
+        async with opened(redis_url, stands_by, on_lost=pytest.fail) as (conversation, _):
+            assert (await conversation.load()).messages == ()
+
+
 async def test_an_outage_never_looks_like_a_new_conversation(own_redis: RedisServer) -> None:
     session = claimed(own_redis.url)
     async with opened(own_redis.url, session, on_lost=pytest.fail) as (conversation, _):

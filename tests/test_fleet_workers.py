@@ -19,7 +19,7 @@ from worker.fleet import actions, admission, record_moves, workers
 from worker.fleet.recovery import MOST_IN_A_ROW
 from worker.fleet.redis_operations import run
 from worker.fleet.session import Reason, Session, State
-from worker.fleet.times import HUNG, LEADER_LOCK, LEASE, UNOWNED
+from worker.fleet.times import HUNG, LEADER_LOCK, LEASE, UNCLAIMED, UNOWNED
 
 #: Issue 3's bound for a lost worker.
 LOST = LEASE + LEADER_LOCK + 2
@@ -143,6 +143,20 @@ def test_an_owner_that_dies_while_its_message_is_doubled_is_still_found(fleet: F
     fleet.leave(goes_on(fleet, session, within=3))
 
 
+def test_an_owner_that_dies_long_after_a_double_has_broken_is_a_lost_owner(fleet: Fleet, stays: Worker) -> None:
+    session = doubled(fleet, stays)
+    fleet.client.rpush(TOLD_DOUBLES, "raise")
+    time.sleep(0.5)
+    os.kill(int(fleet.client.lrange(PIDS.format(session.session_id), 0, -1)[-1]), signal.SIGKILL)
+    fleet.leave(goes_on(fleet, session, within=3))
+
+
+def test_a_session_whose_claim_was_not_answered_goes_on(fleet: Fleet, stays: Worker) -> None:
+    live = fleet.live(fleet.join("unheard", fault="unheard"))
+    assert live.epoch == 2
+    fleet.leave(live)
+
+
 def test_what_keepers_have_done_is_counted_for_operators(fleet: Fleet, stays: Worker) -> None:
     def ended() -> int:
         return run(fleet.client, actions.read()).get("ended:internal_error", 0)
@@ -239,6 +253,35 @@ def test_a_second_sigterm_waits_for_the_call_and_exits_with_0(fleet: Fleet, stay
         fleet.leave(session)
         assert twice.wait(8) == 0
         assert status(fleet, "twice") is None
+
+
+def test_a_worker_that_loses_redis_with_a_message_in_hand_goes_on_and_runs_it(tmp_path: Path) -> None:
+    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
+    server.start()
+    fleet = Fleet(server.url)
+    try:
+        with fleet.worker("holding", slots=2) as worker:
+            fleet.open_joins()
+            call = fleet.live(fleet.join("call"))
+            idle = {child.pid for child in worker.children} - {
+                int(fleet.client.lrange(PIDS.format(call.session_id), 0, -1)[-1])
+            }
+            # A message is acknowledged when a process has taken it.
+            for pid in idle:
+                os.kill(pid, signal.SIGSTOP)
+            in_hand = fleet.join("in hand")
+            wait_until(lambda: fleet.client.hlen("unacked") == 1, within=3)
+            server.stop()
+            wait_until(partial(misses_its_broker, worker), within=4)
+            for pid in idle:
+                os.kill(pid, signal.SIGCONT)
+            server.start()
+            fleet.leave(fleet.live(in_hand, within=UNCLAIMED + LEASE + 10), call)
+            assert worker.process.poll() is None
+            assert fleet.get(call).epoch == 1
+    finally:
+        fleet.close()
+        server.stop()
 
 
 def test_a_keeper_that_dies_before_its_first_lease_does_not_end_its_worker(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from worker.fleet.breaker import PAUSE, STALL, Breaker
 from worker.fleet.control import SessionControl
 from worker.fleet.errors import SessionNotFound, StateUnavailable
 from worker.fleet.redis_operations import connect, run
-from worker.fleet.session import Session
+from worker.fleet.session import Session, State
 from worker.fleet.settings import FleetSettings
 
 #: Seconds within which a request is refused whatever Redis does.
@@ -272,6 +272,9 @@ class StumblingControl:
         assert joined.created
         return joined.session.session_id
 
+    def do_before(self, step: int, do: Callable[[], None]) -> None:
+        self._client.steps, self._client.before = step, do
+
     def freeze_before(self, step: int) -> None:
         self._client.steps, self._client.before = step, self.server.freeze
 
@@ -334,6 +337,27 @@ def test_a_room_whose_join_was_given_up_halfway_is_free_within_seconds(stumbling
         assert told.code == "room_changing"
         assert time.monotonic() - started < 5
     assert record_of_room(stumbling.server.url, "kitchen").published_at is not None
+
+
+def test_a_join_that_is_given_up_leaves_alone_what_its_key_has_made_for_another_request(
+    own_redis: RedisServer, stumbling: StumblingControl
+) -> None:
+    told: list[Told] = []
+
+    def be_slow() -> None:
+        told.append(join(agent_service(own_redis.url).test_client(), "kitchen", key="order-7"))
+        time.sleep(REFUSED_WITHIN)
+
+    stumbling.do_before(CREATE, be_slow)
+    with pytest.raises(StateUnavailable):
+        stumbling.join("kitchen", "order-7")
+
+    # What is taken back is taken back by a thread that nobody waits for.
+    time.sleep(0.5)
+    assert [answer.status for answer in told] == [202]
+    session = record_of_room(own_redis.url, "kitchen")
+    assert session.state is State.QUEUED
+    assert held_sessions(own_redis.url) == [session]
 
 
 @pytest.mark.parametrize("step", [ADMIT, CREATE])

@@ -5,6 +5,7 @@ import resource
 import shutil
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -64,15 +65,15 @@ class Ground:
         self.watcher = watcher
         self.workers = Workers(stack, count=WORKERS)
         self.client = AgentService(stack.urls[AGENT_SERVICE])
-        self._restarts = asyncio.Lock()
+        self._starts: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def kill(self, part: str, number: signal.Signals = signal.SIGKILL, *, with_orphans: bool = True) -> None:
         """End a part; without `with_orphans` what it leaves behind is left alone."""
         await asyncio.to_thread(self.stack.kill, part, number, with_orphans=with_orphans)
 
     async def start(self, part: str) -> None:
-        """Start it again and wait until it serves."""
-        async with self._restarts:
+        """Start it again and wait until it serves; a worker waits for Redis, which may be started meanwhile."""
+        async with self._starts[part]:
             if not self.stack.is_running(part):
                 await asyncio.to_thread(self.stack.start, part)
 
@@ -132,8 +133,10 @@ class Ground:
         links = [link_name(worker, to) for worker in self.workers.names for to in (REDIS, LIVEKIT)]
         return [REDIS, LIVEKIT, PROVIDERS, AGENT_SERVICE, *self.workers.names, *links]
 
-    def lift_limits(self) -> None:
-        """Give every process that serves calls its memory back: one that was not hurt is used again."""
+    def prepare(self) -> None:
+        """Get ready for a scenario: a process that the last one left short of memory is used again."""
+        # Of the last scenario's event loop.
+        self._starts.clear()
         for worker in self.workers.names:
             for pid in self.workers.everything(worker):
                 with suppress(psutil.NoSuchProcess):

@@ -19,6 +19,10 @@ MOST_OVERLAP = 0.1
 #: seconds a claim may take on a busy machine.
 NOTICED = LEADER_LOCK + 2 * BEAT
 CLAIMED = 2.0
+#: Seconds in which a keeper notices that a process beside it is dead, on a busy machine; and seconds before it in which
+#: nothing else may have happened to the call.
+SEEN = 2.5
+ALONE = 20.0
 #: Seconds from the end of an utterance to its turn's, if nobody disturbs it.
 TURN_ENDS = 1.5
 #: Seconds an agent may need to hear again when what kept it from it is over, and when LiveKit could not be reached: its
@@ -102,6 +106,63 @@ def _all_struck(span: Span, struck: Sequence[Struck]) -> float:
     return total
 
 
+def needless_violations(
+    entries: Sequence[Entry], struck: Sequence[Struck], *, session_id: str, away: Sequence[Span]
+) -> list[str]:
+    """No owner is given up unless a fault may have cost it its session."""
+    violations = []
+    for index, entry in enumerate(entries):
+        if entry.state is State.RECOVERING and not any(
+            _may_cost(each, entries[: index + 1], session_id=session_id, away=away) for each in struck
+        ):
+            violations.append(f"the owner of epoch {entry.epoch - 1} was given up although nothing had happened to it")
+    return violations
+
+
+def _may_cost(fault: Struck, entries: Sequence[Entry], *, session_id: str, away: Sequence[Span]) -> bool:
+    """Whether this fault may be why the owner was given up with the last of these entries."""
+    kind, at = KINDS[fault.kind], entries[-1].at
+    if not (kind.loses_owner or kind.may_lose_room) or at < fault.began:
+        return False
+    # A process that is short of memory may fail at any time.
+    latest = float("inf") if kind.hangs else fault.ended + LEASE + NOTICED
+    latest += sum(end - start + LEASE + BEAT for start, end in away if _meets((start, end), (fault.began, latest)))
+    if at > latest:
+        return False
+    if kind.is_of_one_call:
+        return fault.session_id == session_id
+    return kind.may_lose_room or fault.worker in _workers_in(entries, (fault.began, at))
+
+
+def _workers_in(entries: Sequence[Entry], span: Span) -> set[str]:
+    """The workers that owned the session in this span."""
+    ends = [*(entry.at for entry in entries[1:]), span[1]]
+    return {
+        # A worker's id is its name, its host and what is random.
+        entry.owner.partition("@")[0]
+        for entry, end in zip(entries, ends, strict=True)
+        if entry.owner and _meets((entry.at, end), span)
+    }
+
+
+def unnoticed_violations(
+    entries: Sequence[Entry], struck: Sequence[Struck], *, session_id: str, away: Sequence[Span]
+) -> list[str]:
+    """A killed process is noticed at once by the keeper beside it, if nothing else happens meanwhile."""
+    violations = []
+    for each in struck:
+        if each.kind not in ("kill_child", "lose_message") or each.session_id != session_id:
+            continue
+        around = (each.began - ALONE, each.ended + SEEN)
+        others = [other.span for other in struck if other is not each]
+        if any(_meets(span, around) for span in [*others, *away]):
+            continue
+        noticed = [entry.at for entry in entries if entry.at > each.began and entry.state is State.RECOVERING]
+        if not noticed or noticed[0] > each.ended + SEEN:
+            violations.append(f"a killed process was not noticed within {SEEN:g} s")
+    return violations
+
+
 def deaf_spans(entries: Sequence[Entry], struck: Sequence[Struck]) -> list[Span]:
     """When the caller may have been unheard: a fault kept the owner from it, or a lost owner had no successor yet."""
     spans = []
@@ -109,7 +170,7 @@ def deaf_spans(entries: Sequence[Entry], struck: Sequence[Struck]) -> list[Span]
         kind = KINDS[each.kind]
         if kind.deafens_all:
             spans.append((each.began, each.ended + REJOINED))
-        elif kind.deafens and each.worker == _worker_at(entries, each.began):
+        elif kind.deafens and each.worker in _workers_in(entries, each.span):
             spans.append((each.began, each.ended + (REJOINED if kind.cuts_signal else HEARS_AGAIN)))
     for index, entry in enumerate(entries):
         if entry.state is State.RECOVERING:
@@ -118,12 +179,6 @@ def deaf_spans(entries: Sequence[Entry], struck: Sequence[Struck]) -> list[Span]
             # Whoever is asked to leave does not hear the sentence out.
             spans.append((entry.at, float("inf")))
     return spans
-
-
-def _worker_at(entries: Sequence[Entry], moment: float) -> str:
-    owners = [entry.owner for entry in entries if entry.at <= moment and entry.owner]
-    # A worker's id is its name, its host and what is random.
-    return owners[-1].partition("@")[0] if owners else ""
 
 
 def _cause(moment: float, struck: Sequence[Struck]) -> float:
@@ -208,7 +263,7 @@ def end_violations(sheet: Sheet, *, wanted: str, allowed: Iterable[str]) -> list
     if record["state"] not in (State.ENDED, State.FAILED):
         return [f"is still {record['state']} in epoch {record['epoch']}"]
     reason = record.get("reason", "")
-    return [] if reason in {wanted, *allowed} else [f"ended as {reason}, not {wanted}"]
+    return [] if reason and reason in {wanted, *allowed} else [f"ended as {reason}, not {wanted or 'by anybody'}"]
 
 
 def heard_marks(marks: Iterable[HeardMark], said: Sequence[Said], *, started_at: float, identity: str) -> list[Heard]:

@@ -11,7 +11,6 @@ import psutil
 
 from bench.faults.ground import Ground
 from bench.faults.processes import Child, send
-from bench.service import ServiceError
 from local.link import Link
 from local.parts import AGENT_SERVICE, LIVEKIT, REDIS
 from worker.fleet.app import create_producer
@@ -54,6 +53,12 @@ class Kind:
     hangs: bool = False
     #: It may cost the call its owner.
     loses_owner: bool = False
+    #: It touches no other call of its worker.
+    is_of_one_call: bool = False
+    #: It may cost every call its room, and so its owner.
+    may_lose_room: bool = False
+    #: A caller may wait for an answer because of it; the rest of the fleet's business is nothing that a caller notices.
+    disturbs: bool = True
 
 
 KINDS: dict[str, Kind] = {}
@@ -70,13 +75,13 @@ def kind(**traits: Any) -> Callable[[Act], Act]:
     return enter
 
 
-@kind(loses_owner=True)
+@kind(loses_owner=True, is_of_one_call=True)
 async def kill_child(ground: Ground, aim: Aim) -> None:
     """The process that runs the call dies."""
     send([aim.child.pid], signal.SIGKILL)
 
 
-@kind()
+@kind(disturbs=False)
 async def kill_keeper(ground: Ground, aim: Aim) -> None:
     """The keeper beside it dies."""
     send([ground.workers.keeper(aim.child.worker)], signal.SIGKILL)
@@ -102,14 +107,14 @@ async def lose_worker(ground: Ground, aim: Aim) -> None:
     await ground.start(aim.child.worker)
 
 
-@kind()
+@kind(disturbs=False)
 async def kill_api(ground: Ground, aim: Aim) -> None:
     """The agent service dies."""
     await ground.kill(AGENT_SERVICE)
     await ground.start(AGENT_SERVICE)
 
 
-@kind(deafens_all=True)
+@kind(deafens_all=True, may_lose_room=True)
 async def kill_livekit(ground: Ground, aim: Aim) -> None:
     """The LiveKit server dies and is back soon."""
     await ground.kill(LIVEKIT)
@@ -146,7 +151,7 @@ async def hang_up_redis(ground: Ground, aim: Aim) -> None:
     await asyncio.to_thread(ground.hang_up_redis)
 
 
-@kind(loses_owner=True, deafens=True)
+@kind(loses_owner=True, deafens=True, is_of_one_call=True)
 async def stop_child(ground: Ground, aim: Aim) -> None:
     """The process that runs the call stands still, and wakes up."""
     await ground.freeze([aim.child.pid], aim.seconds)
@@ -158,7 +163,7 @@ async def stop_keeper(ground: Ground, aim: Aim) -> None:
     await ground.freeze([ground.workers.keeper(aim.child.worker)], aim.seconds)
 
 
-@kind()
+@kind(disturbs=False)
 async def stop_parent(ground: Ground, aim: Aim) -> None:
     """The parent of its worker stands still, and wakes up."""
     await ground.freeze([ground.workers.parent(aim.child.worker)], aim.seconds)
@@ -225,7 +230,7 @@ async def deafen_livekit_link(ground: Ground, aim: Aim) -> None:
         await asyncio.to_thread(link.mend)
 
 
-@kind()
+@kind(disturbs=False)
 async def deliver_again(ground: Ground, aim: Aim) -> None:
     """The messages of this epoch and of all before it are delivered again, twice."""
     producer = create_producer(ground.stack.settings["REDIS_URL"])
@@ -240,7 +245,7 @@ async def deliver_again(ground: Ground, aim: Aim) -> None:
         producer.close()
 
 
-@kind(loses_owner=True)
+@kind(loses_owner=True, is_of_one_call=True)
 async def lose_message(ground: Ground, aim: Aim) -> None:
     """The process that runs the call dies, and the message that calls for the next one is lost."""
 
@@ -257,7 +262,7 @@ async def lose_message(ground: Ground, aim: Aim) -> None:
     await stealing
 
 
-@kind(loses_owner=True, may_end=("internal_error",), hangs=True)
+@kind(loses_owner=True, may_end=("internal_error",), hangs=True, is_of_one_call=True)
 async def exhaust_memory(ground: Ground, aim: Aim) -> None:
     """The process that runs the call gets no memory any more (RLIMIT_AS)."""
     process = psutil.Process(aim.child.pid)
@@ -297,23 +302,19 @@ async def _fail(ground: Ground, seconds: float, **modes: str) -> None:
         await ground.set_providers(**dict.fromkeys(modes, "ok"))
 
 
-@kind(may_end=("left",))
+@kind(may_end=("left",), is_of_one_call=True)
 async def leave(ground: Ground, aim: Aim) -> None:
     """Somebody ends the session."""
     await asyncio.to_thread(ground.client.leave, aim.session_id)
 
 
-@kind()
+@kind(disturbs=False)
 async def hand_over(ground: Ground, aim: Aim) -> None:
-    """An operator asks for a hand-over."""
-    try:
-        await asyncio.to_thread(ground.client.hand_over, aim.session_id)
-    except ServiceError:
-        # Another fault may be under way that makes it impossible.
-        return
+    """An operator asks for a hand-over, which another fault may make impossible."""
+    await asyncio.to_thread(ground.client.hand_over, aim.session_id)
 
 
-@kind()
+@kind(disturbs=False)
 async def drain(ground: Ground, aim: Aim) -> None:
     """Its worker is drained, as by a deploy, and started again."""
     worker = aim.child.worker

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.faults.monitor import Command, Step, digest
-from worker.fleet import records
+from worker.fleet import record_moves, records
 from worker.fleet.session import ANSWERED_IN, Session, State, states_before, worker_of
 
 _KEY = re.compile(r"^muster:\{s:([^}]+)\}:(record|turns)$")
@@ -66,6 +66,7 @@ class Ledger:
         #: When the server was found emptied or started again.
         self.notes: list[str] = []
         self._append = digest(_append_script())
+        self._take_back = digest(_take_back_script())
 
     def apply(self, step: Step) -> None:
         """Take note of one step."""
@@ -79,7 +80,7 @@ class Ledger:
                 elif command.name == "XADD":
                     self._note_turn(session_id, command, step)
         for session_id, record in touched.items():
-            self._change(session_id, record, at=step.at)
+            self._change(session_id, record, at=step.at, script=step.script)
 
     def find(self, found: Mapping[str, Mapping[str, str]], *, at: float) -> None:
         """Take what a server holds that was not watched for a moment: session id -> record."""
@@ -100,7 +101,7 @@ class Ledger:
                 sheet.entries.append(new)
             sheet.highest = max(sheet.highest, new.epoch)
 
-    def _change(self, session_id: str, record: dict[str, str] | None, *, at: float) -> None:
+    def _change(self, session_id: str, record: dict[str, str] | None, *, at: float, script: str = "") -> None:
         sheet = self.sheets[session_id]
         before, sheet.record = sheet.record, record
         if record is None:
@@ -113,8 +114,10 @@ class Ledger:
         new = _entry(record, at, is_found=before is None and sheet.highest > 0)
         if before is None:
             self._check_creation(session_id, new, sheet)
-        else:
+        elif script != self._take_back:
             self._check_move(session_id, _entry(before, at), new, before)
+        elif new.state != before["state"] or new.epoch > int(before["epoch"]):
+            self._blame(session_id, f"is taken back as {new.state} in epoch {new.epoch}")
         if sheet.last is None or (sheet.last.state, sheet.last.epoch, sheet.last.owner) != (
             new.state,
             new.epoch,
@@ -203,6 +206,12 @@ def _joined(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
 def _append_script() -> str:
     session = Session(session_id="", tenant="", room="", user_id="", metadata={}, state=State.LIVE, epoch=1)
     return records.append_turn(session, {}, lifetime=1).script
+
+
+def _take_back_script() -> str:
+    """The one move that lowers an epoch: of an owner that has passed a session to an agent which has renounced it."""
+    session = Session(session_id="", tenant="", room="", user_id="", metadata={}, state=State.LIVE, epoch=1)
+    return record_moves.take_back(session, offered=2).script
 
 
 def _sessions_in(command: Command) -> Iterator[tuple[str, str]]:

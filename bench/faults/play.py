@@ -74,6 +74,8 @@ class Result:
     notes: list[str] = field(default_factory=list)
     calls: list[CallResult] = field(default_factory=list)
     struck: list[Struck] = field(default_factory=list)
+    #: Faults that did not come: what they are aimed at was not there.
+    missed: list[str] = field(default_factory=list)
     trouble: str = ""
     seconds: float = 0.0
     #: Where the stack's logs are kept; empty when it held.
@@ -87,7 +89,11 @@ class Result:
     @property
     def outcome(self) -> str:
         """In one word."""
-        return "broken" if self.trouble else "violated" if self.violations else "held"
+        if self.trouble:
+            return "broken"
+        if self.violations:
+            return "violated"
+        return "held" if len(self.struck) > len(self.missed) else "missed"
 
 
 class Play:
@@ -108,7 +114,7 @@ class Play:
         self._seen_before = self._ground.watcher.look_into(lambda ledger: len(ledger.violations))
         self._noted_before = self._ground.watcher.look_into(lambda ledger: len(ledger.notes))
         try:
-            self._ground.lift_limits()
+            self._ground.prepare()
             async with AsyncExitStack() as stack:
                 await self._call_in(stack)
                 holding = [asyncio.create_task(each.hold()) for each in self._conversations]
@@ -177,6 +183,7 @@ class Play:
             child = await asyncio.to_thread(self._ground.workers.child, call.session_id, within=_TARGET)
         except (TimeoutError, LookupError):
             self._note(f"{planned.fault}: nobody runs the call of caller {planned.caller}")
+            self._result.missed.append(planned.fault)
             return
         record = self._sheet(call).record or {}
         aim = Aim(call.session_id, int(record.get("epoch", 1)), child, planned.seconds)
@@ -187,6 +194,7 @@ class Play:
         except (LookupError, psutil.NoSuchProcess, ServiceError, RedisError, OperationalError) as error:
             # What it needs may be away for the sake of another one.
             self._note(f"{planned.fault}: {type(error).__name__}: {error}")
+            self._result.missed.append(planned.fault)
         self._struck.append(Struck(planned.fault, call.session_id, child.worker, began, time.time()))
         self._tell(f"{planned.fault} is over after {time.time() - began:.1f} s")
 
@@ -199,7 +207,7 @@ class Play:
         call = conversation.call
 
         async def is_answered() -> bool:
-            if self._is_over(call) or self._is_vanished(call) or call.caller.left.is_set():
+            if self._is_over(call) or self._is_vanished(call):
                 return True
             asked = {each.number for each in call.said if each.started_at > calm_at}
             if not asked & conversation.heard_after:
@@ -217,7 +225,8 @@ class Play:
         for number, conversation in enumerate(self._conversations):
             call = conversation.call
             if self._is_over(call) or self._sheet(call).record is None:
-                self._wanted[call.session_id] = "left"
+                # Only a fault can have ended it.
+                self._wanted[call.session_id] = ""
             elif number == 0 and self._scenario.ending != "leave":
                 self._wanted[call.session_id] = "caller_left"
                 await call.caller.hang_up()
@@ -321,12 +330,14 @@ class Play:
         sheet = self._sheet(call)
         struck = self._struck
         unowned = self._ground.watcher.look_into(lambda ledger: ledger.unowned(call.session_id, until=until))
+        away = self._ground.watcher.away
         deaf = invariants.deaf_spans(sheet.entries, struck)
         # Also what a server that was emptied has forgotten: whoever talks must not.
         stored = _turns(sheet)
         heard, count = _heard(call), count_words(call.said, stored)
-        disturbed = [*deaf, *((each.began, each.ended + LEASE) for each in struck), *self._ground.watcher.away]
-        allowed = self._allowed()
+        disturbing = [(each.began, each.ended + LEASE) for each in struck if KINDS[each.kind].disturbs]
+        disturbed = [*deaf, *disturbing, *away]
+        allowed = self._allowed(call)
         is_vanished = self._is_vanished(call)
         words, excused = (
             ([], len(count.lost))
@@ -337,7 +348,9 @@ class Play:
         is_emptied = any(KINDS[each.kind].empties for each in struck)
         violations = [
             *invariants.overlap_violations(call.overlap()),
-            *invariants.unowned_violations(unowned, away=self._ground.watcher.away, struck=struck),
+            *invariants.unowned_violations(unowned, away=away, struck=struck),
+            *invariants.needless_violations(sheet.entries, struck, session_id=call.session_id, away=away),
+            *invariants.unnoticed_violations(sheet.entries, struck, session_id=call.session_id, away=away),
             *words,
             *invariants.answer_violations(heard, sheet.entries),
             *invariants.unanswered_violations(call.said, heard, disturbed=disturbed),
@@ -363,13 +376,17 @@ class Play:
             longest_unowned=round(max((end - start for start, end in unowned), default=0.0), 2),
         )
 
-    def _allowed(self) -> set[str]:
-        """Ends that the faults explain."""
-        allowed = {reason for each in self._scenario.faults for reason in KINDS[each.fault].may_end}
-        return allowed | ({"vanished"} if invariants.may_vanish(self._struck) else set())
+    def _allowed(self, call: MarkedCall) -> set[str]:
+        """Ends of this call that the faults explain."""
+        allowed: set[str] = {"vanished"} if invariants.may_vanish(self._struck) else set()
+        for each in self._struck:
+            kind = KINDS[each.kind]
+            if each.session_id == call.session_id or not kind.is_of_one_call:
+                allowed.update(kind.may_end)
+        return allowed
 
     def _is_vanished(self, call: MarkedCall) -> bool:
-        return self._sheet(call).record is None and "vanished" in self._allowed()
+        return self._sheet(call).record is None and "vanished" in self._allowed(call)
 
     def _blame(self, call: MarkedCall, what: str) -> None:
         self._result.violations.append(f"{call.session_id}: {what}")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -38,7 +39,9 @@ def play_seeds(
 
     What happens is written to `log`, and with `is_told` it is shown.
     """
-    failed = []
+    failed: list[int] = []
+    outcomes: Counter[str] = Counter()
+    missed = 0
     commit()
 
     def tell(what: str) -> None:
@@ -56,8 +59,14 @@ def play_seeds(
                 show(f"         {problem}")
             if output is not None:
                 append(output, result)
+            outcomes[result.outcome] += 1
+            missed += len(result.missed)
             if result.outcome != "held":
                 failed.append(seed)
+    show(
+        ", ".join(f"{outcome}: {count}" for outcome, count in outcomes.items())
+        + f"; faults that did not come: {missed}"
+    )
     return failed
 
 
@@ -139,6 +148,7 @@ def to_json(result: Result) -> dict[str, Any]:
         "notes": result.notes,
         "scenario": result.scenario.to_json(),
         "calls": [asdict(call) for call in result.calls],
+        "missed": result.missed,
         "struck": [{"kind": each.kind, "seconds": round(each.ended - each.began, 2)} for each in result.struck],
         "seconds": round(result.seconds, 1),
         "logs": result.logs,

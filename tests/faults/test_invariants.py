@@ -97,6 +97,12 @@ def test_a_frozen_worker_that_does_not_own_the_call_excuses_no_lost_word() -> No
     assert not invariants.deaf_spans(OWNED, [struck("stop_worker", 5.0, 7.0, worker="worker-2")])
 
 
+def test_a_worker_that_is_cut_off_and_gets_the_call_meanwhile_may_not_hear_the_caller() -> None:
+    passed = (*OWNED, Entry(6.0, State.LIVE, 2, "worker-2@host#b"))
+    cut_off = struck("cut_livekit_link", 5.0, 7.0, worker="worker-2")
+    assert invariants.deaf_spans(passed, [cut_off]) == [(5.0, 7.0 + invariants.REJOINED)]
+
+
 def test_a_word_that_is_answered_twice_is_a_violation() -> None:
     again = [heard(1, 0, 22.0), heard(1, 1, 22.3), heard(1, 0, 24.0, epoch=2)]
     assert invariants.answer_violations(again, OWNED) == ["u1w0 was answered again after 2.0 s by agent-s-2"]
@@ -153,3 +159,40 @@ def test_livekits_client_may_take_longer_to_hear_again_than_a_process_that_was_s
     cut = invariants.deaf_spans(OWNED, [struck("cut_livekit_link", 5.0, 7.0)])
     stopped = invariants.deaf_spans(OWNED, [struck("stop_child", 5.0, 7.0)])
     assert (cut, stopped) == ([(5.0, 7.0 + invariants.REJOINED)], [(5.0, 7.0 + invariants.HEARS_AGAIN)])
+
+
+def needless(*struck: Struck, away: tuple[tuple[float, float], ...] = ()) -> list[str]:
+    return invariants.needless_violations(RECOVERED, struck, session_id="s", away=away)
+
+
+def test_an_owner_is_given_up_only_for_a_fault_that_may_have_cost_it_its_session() -> None:
+    assert not needless(struck("kill_child", 21.2, 21.2))
+    assert not needless(struck("stop_worker", 15.0, 18.0))
+    assert not needless(struck("kill_livekit", 15.0, 18.0, worker="worker-2"))
+    for harmless in ("hang_up_redis", "restart_redis", "kill_api", "deliver_again", "drain", "kill_keeper"):
+        assert needless(struck(harmless, 21.0, 21.2)), harmless
+
+
+def test_a_fault_of_another_call_worker_or_time_explains_no_lost_owner() -> None:
+    assert needless(Struck("kill_child", "another", "worker-1", 21.2, 21.2))
+    assert needless(struck("stop_worker", 15.0, 18.0, worker="worker-2"))
+    assert needless(struck("stop_worker", 5.0, 8.0))
+    assert needless(struck("kill_child", 22.0, 22.0))
+    # While Redis is away nobody can be given up.
+    assert not needless(struck("stop_worker", 5.0, 8.0), away=((9.0, 16.0),))
+
+
+def test_a_killed_process_must_be_noticed_at_once_unless_more_than_that_has_happened() -> None:
+    def unnoticed(*struck: Struck, entries: tuple[Entry, ...] = RECOVERED) -> list[str]:
+        return invariants.unnoticed_violations(entries, struck, session_id="s", away=[])
+
+    assert not unnoticed(struck("kill_child", 21.2, 21.2))
+    assert unnoticed(struck("kill_child", 18.0, 18.0))
+    assert unnoticed(struck("kill_child", 21.2, 21.2), entries=OWNED)
+    assert not unnoticed(struck("kill_child", 18.0, 18.0), struck("stop_keeper", 18.5, 21.0))
+
+
+def test_a_call_that_is_over_before_anybody_has_ended_it_needs_a_fault_that_ends_calls() -> None:
+    over = Sheet(record={"state": "ended", "epoch": "1", "reason": "left"})
+    assert invariants.end_violations(over, wanted="", allowed=())
+    assert not invariants.end_violations(over, wanted="", allowed={"left"})

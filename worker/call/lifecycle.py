@@ -138,11 +138,13 @@ class Call:
     def resume(self, unanswered: Message | None) -> None:
         """Go on with a call that another process has lost, and answer what it has left unanswered.
 
-        What the caller had begun to say to that process begins their next turn; are they silent, it is their turn.
+        What the caller had begun to say to that process begins their next turn; are they silent, it is their turn. Did
+        they not wait, they have an answer already, which knew what was said before.
         """
         self._begin()
-        self._say(self._settings.resumption)
-        if unanswered is not None:
+        if not self._voice_agent.was_spoken_to:
+            self._say(self._settings.resumption)
+        if unanswered is not None and not self._voice_agent.was_spoken_to:
             self._answer(unanswered)
         else:
             self._waiting = asyncio.create_task(self._answer_cut_off(self._open_turn))

@@ -57,6 +57,8 @@ class VoiceAgent(Agent):
         self._unanswered: str | None = None
         self._answer_id: str | None = None
         self._answers: dict[str, _Answer] = {}
+        #: Whether the caller has said something to this agent.
+        self.was_spoken_to = False
 
     async def stt_node(
         self, audio: AsyncIterable[rtc.AudioFrame], model_settings: ModelSettings
@@ -135,6 +137,7 @@ class VoiceAgent(Agent):
         if not isinstance(item, llm.ChatMessage) or not self._baton.is_held:
             return
         if item.role == "user":
+            self.was_spoken_to = True
             self._adopt(item)
         elif item.role == "assistant":
             self._commit_reply(item)

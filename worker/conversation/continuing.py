@@ -78,8 +78,10 @@ class Conversation:
         if self._session.continues and not stored.held:
             # That session expires earlier than this one, so this one keeps its words, in front of its own.
             old = await self._read(self._session.continues)
-            await self._save(self._entity(old.messages, active=old.active, cursor=BEGINNING))
-            stored = await self._read(self._session.session_id)
+            # Who stands by must not write, and with an empty one would try to.
+            if old.messages:
+                await self._save(self._entity(old.messages, active=old.active, cursor=BEGINNING))
+                stored = await self._read(self._session.session_id)
         self._held, self._behind = stored.held, stored.behind
         return self._entity(stored.messages, active=stored.active, cursor=stored.cursor)
 

@@ -44,6 +44,7 @@ class Drain(bootsteps.StartStopStep):
         self._since: float | None = None
         self._cancelled = False
         self._children_told = False
+        self._is_stopped = False
 
     @property
     def _table(self) -> Table:
@@ -61,8 +62,14 @@ class Drain(bootsteps.StartStopStep):
         platforms.signals["SIGTERM"] = self._on_sigterm
 
     def stop(self, parent: Any) -> None:
-        """No alarm comes any more: the interpreter gives it its deadly meaning back when it ends."""
+        """No alarm comes any more: the interpreter gives it its deadly meaning back when it ends.
+
+        A second SIGTERM may have been faster than the first alarm, and the children hear of the drain all the same.
+        """
+        self._is_stopped = True
         signal.setitimer(signal.ITIMER_REAL, 0)
+        if self._since is not None:
+            self._tell_children()
 
     def terminate(self, parent: Any) -> None:
         """The same in a cold shutdown."""
@@ -71,7 +78,7 @@ class Drain(bootsteps.StartStopStep):
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         # Whatever is not a plain assignment waits for the tick: this interrupts arbitrary code.
         self._table.draining = True
-        if self._since is not None:
+        if self._since is not None or self._is_stopped:
             _stop()
         else:
             self._since = time.monotonic()
@@ -108,12 +115,15 @@ class Drain(bootsteps.StartStopStep):
 
     def _tell_children(self) -> None:
         """Once; who is forked later reads it in the table."""
-        if self._children_told:
+        pool = self._worker.pool._pool
+        if self._children_told or pool is None:
             return
         self._children_told = True
-        for process in self._worker.pool._pool._pool:
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, DRAIN)
+        for process in pool._pool:
+            # None is the one of a process that is just being forked.
+            if process.pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, DRAIN)
 
 
 def _stop() -> None:

@@ -218,7 +218,7 @@ class Join:
         What another join has admitted is left to that one.
         """
         session, key = self._own, self._idempotency_key
-        if session is not self._session:
+        if session is not self._session or (record and self._is_anothers(session)):
             return
         steps: list[Operation[Any]] = [admission.release(session.tenant, session.room, session.session_id)]
         if key is not None:
@@ -228,6 +228,14 @@ class Join:
                 record_moves.leave(session.session_id, command_id=session.session_id, lifetime=self._settings.join_ttl)
             )
         self._quietly(steps)
+
+    def _is_anothers(self, session: Session) -> bool:
+        """Whether another request with the same key has written the record meanwhile, and told its caller so."""
+        try:
+            found = self._run(records.read(session.session_id))
+        except StateUnavailable:
+            return False
+        return found is not None and found.admitted_at != session.admitted_at
 
     def _quietly(self, steps: Sequence[Operation[Any]]) -> None:
         try:

@@ -33,7 +33,7 @@ from worker.fleet.publishing import publisher
 from worker.fleet.reaper import Reaper
 from worker.fleet.recovery import Recovery
 from worker.fleet.redis_operations import REQUEST_TIMEOUT, connect_async, run_async
-from worker.fleet.session import Reason, Session, worker_of
+from worker.fleet.session import Reason, Session, State, worker_of
 from worker.fleet.settings import FleetSettings
 from worker.fleet.table import ABANDONED, Holding, Table
 from worker.fleet.task_states import show_end
@@ -205,7 +205,9 @@ class Keeper:
         # Of two processes with messages of the same session and epoch one has found nothing to claim. Which of them
         # is dead shows when the other one has gone on or given up.
         running = self._children.running()
-        for lost in [each for each in self._lost if (each.session_id, each.epoch) not in running]:
+        ended = [each for each in self._lost if (each.session_id, each.epoch) not in running]
+        # Who gave up may have been a double of the owner, whose death decides, however late it came.
+        for lost in sorted(ended, key=lambda each: each.pid == ABANDONED):
             try:
                 await self._end(lost)
             except StateUnavailable:
@@ -222,7 +224,8 @@ class Keeper:
         if session is None or session.is_over:
             return
         if (session.worker_id, session.epoch) == (self._status.worker_id, lost.epoch):
-            if lost.pid == ABANDONED:
+            # Whoever gave up before it had entered the room has missed Redis' answer.
+            if lost.pid == ABANDONED and session.state is not State.CONNECTING:
                 await self._endings.end(session, Reason.INTERNAL_ERROR)
             else:
                 await self._recovery.recover(session)

@@ -17,6 +17,7 @@ from typing import Any
 from billiard import current_process
 from celery import bootsteps, signals
 from celery.exceptions import WorkerShutdown
+from celery.worker.state import maybe_shutdown
 
 from worker.fleet.child import Child
 from worker.fleet.publishing import SESSIONS_QUEUE, TASK_NAME, worker_queue
@@ -63,20 +64,20 @@ class Keeper:
         self._process = self._spawn()
 
     def wait_for_lease(self) -> None:
-        """Return when the worker has a lease; without one it stops."""
+        """Return when the worker has a lease; without one it stops, and when it is told to."""
         deadline = time.monotonic() + _FIRST_LEASE
-        while not self._is_leased(within=deadline - time.monotonic()):
+        while not self._is_leased():
+            maybe_shutdown()
             if time.monotonic() > deadline:
                 logger.critical("no lease after %.0f s, is Redis there?", _FIRST_LEASE)
                 raise WorkerShutdown(os.EX_UNAVAILABLE)
             self.revive()
-            time.sleep(_KEEPER_CHECK)
 
-    def _is_leased(self, *, within: float) -> bool:
-        """Wait until it says so; a keeper that dies meanwhile says nothing."""
+    def _is_leased(self) -> bool:
+        """Wait a moment for it to say so; a keeper that dies meanwhile says nothing."""
         stdout = self._process.stdout
         assert stdout is not None
-        readable, _, _ = select.select([stdout], [], [], max(0.0, within))
+        readable, _, _ = select.select([stdout], [], [], _KEEPER_CHECK)
         return bool(readable and stdout.readline())
 
     def revive(self) -> None:
