@@ -1,11 +1,12 @@
 """Redis in trouble: what is answered meanwhile, how soon, what is left behind, and how it heals."""
 
+import itertools
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import redis
 from flask.testing import FlaskClient
 
 from local.ports import PortPicker
+from tests.fleet_sessions import new_session
 from tests.fleet_workers import wait_until
 from tests.http_server import HttpServer
 from tests.open_fleet import WORKER, agent_service, client_of, open_joins
@@ -23,7 +25,8 @@ from worker.fleet import admission, records
 from worker.fleet.breaker import PAUSE, STALL, Breaker
 from worker.fleet.control import SessionControl
 from worker.fleet.errors import SessionNotFound, StateUnavailable
-from worker.fleet.redis_operations import connect, run
+from worker.fleet.joining import Join
+from worker.fleet.redis_operations import Operation, connect, run
 from worker.fleet.session import Session, State
 from worker.fleet.settings import FleetSettings
 
@@ -272,9 +275,6 @@ class StumblingControl:
         assert joined.created
         return joined.session.session_id
 
-    def do_before(self, step: int, do: Callable[[], None]) -> None:
-        self._client.steps, self._client.before = step, do
-
     def freeze_before(self, step: int) -> None:
         self._client.steps, self._client.before = step, self.server.freeze
 
@@ -339,25 +339,32 @@ def test_a_room_whose_join_was_given_up_halfway_is_free_within_seconds(stumbling
     assert record_of_room(stumbling.server.url, "kitchen").published_at is not None
 
 
-def test_a_join_that_is_given_up_leaves_alone_what_its_key_has_made_for_another_request(
-    own_redis: RedisServer, stumbling: StumblingControl
-) -> None:
+def test_a_join_that_is_given_up_leaves_alone_what_its_key_has_made_for_another_request(own_redis: RedisServer) -> None:
     told: list[Told] = []
+    settings = FleetSettings.from_env({"REDIS_URL": own_redis.url})
+    with client_of(own_redis.url) as client:
+        steps = itertools.count()
 
-    def be_slow() -> None:
-        told.append(join(agent_service(own_redis.url).test_client(), "kitchen", key="order-7"))
-        time.sleep(REFUSED_WITHIN)
+        def take(operation: Operation[Any], /) -> Any:
+            if next(steps) == CREATE:
+                told.append(join(agent_service(own_redis.url).test_client(), "kitchen", key="order-7"))
+                time.sleep(REFUSED_WITHIN)
+            return run(client, operation)
 
-    stumbling.do_before(CREATE, be_slow)
-    with pytest.raises(StateUnavailable):
-        stumbling.join("kitchen", "order-7")
-
-    # What is taken back is taken back by a thread that nobody waits for.
-    time.sleep(0.5)
+        given_up = Join(
+            replace(new_session(), room="kitchen", user_id="ada"),
+            idempotency_key="order-7",
+            check=lambda: None,
+            run=take,
+            publish=lambda session: True,
+            settings=settings,
+        )
+        with pytest.raises(StateUnavailable):
+            given_up.make()
     assert [answer.status for answer in told] == [202]
     session = record_of_room(own_redis.url, "kitchen")
     assert session.state is State.QUEUED
-    assert held_sessions(own_redis.url) == [session]
+    assert session.user_id == "ada"
 
 
 @pytest.mark.parametrize("step", [ADMIT, CREATE])
