@@ -30,6 +30,7 @@ from worker.call.lifecycle import Call
 from worker.call.open_sound import cut_off_words
 from worker.call.providers import Providers
 from worker.call.serving import Serving
+from worker.call.subscribing import subscribe_until_heard
 from worker.call.thinking import Thinking
 from worker.conversation.continuing import BEGINNING, TOOL_LIMIT, Conversation, store_rest
 from worker.conversation.text_turns import is_written
@@ -105,6 +106,7 @@ class _Talk:
         await serving.record.move(State.WAITING, stamp=stamp)
         if not (await call.wait_for_caller() and await ending.unless_decided(_until(opening))):
             return
+        self._hear()
         # Not what was said in the session that this one continues: there the caller has heard no greeting yet.
         if begun.cursor != BEGINNING or (begun.messages and session.first_audio_at is not None):
             call.resume(await _unanswered(serving, begun.messages))
@@ -116,10 +118,19 @@ class _Talk:
     async def take_over(self, begun: entities.Session) -> None:
         """Stand by until the baton was passed, and go on without a word; until the end is decided."""
         serving = self.serving
-        if await self.line.call.wait_for_caller() and await self._take(begun):
+        if not await self.line.call.wait_for_caller():
+            return
+        self._hear()
+        if await self._take(begun):
             serving.keep(_clear_up(self.place.fences))
             serving.keep(self.giver.run())
             await serving.ending.wait()
+
+    def _hear(self) -> None:
+        session = self.serving.session
+        participants, ear = self.place.room.remote_participants, self.serving.baton.ear
+        hearing = subscribe_until_heard(participants, session.user_id, ear=ear, session_id=session.session_id)
+        self.serving.keep(hearing)
 
     async def _take(self, begun: entities.Session) -> bool:
         """Take the baton once it was passed; False when the end was decided before."""
