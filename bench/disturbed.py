@@ -12,6 +12,7 @@ import psutil
 from bench.marked_call import MarkedCall, WordCount, count_words
 from bench.service import ServiceError, Session, Turn
 from bench.verdicts import verdict
+from local.marks import UTTERANCES, marks_in
 from local.parts import AGENT_SERVICE, LIVEKIT, PROVIDERS, REDIS, WORKER, StackOptions
 from local.stack import Stack
 from worker.fleet.app import create_producer
@@ -163,6 +164,24 @@ class Outcome:
     def unanswered(self) -> list[int]:
         """Utterances that no agent answered."""
         return [number for number, times in self.answered.items() if not times]
+
+    @property
+    def left_unanswered(self) -> list[int]:
+        """Those of them of which words were stored, so that an agent knew of them."""
+        known = {mark.utterance for text in self.stored for mark in marks_in(text)}
+        return [number for number in self.unanswered if number % UTTERANCES in known]
+
+
+def answer_verdict(outcomes: Sequence[Outcome]) -> str:
+    """Whether every utterance that an agent knew of was answered; one that none knew of is a lost one."""
+    left = [f"call {index}: {number}" for index, each in enumerate(outcomes) for number in each.left_unanswered]
+    return verdict(not left, f"stored utterances that no agent answered: {len(left)} {left or ''}".rstrip())
+
+
+def foreign_verdict(outcomes: Sequence[Outcome]) -> str:
+    """Whether nothing was stored that nobody had said."""
+    foreign = sum(len(each.words.foreign) for each in outcomes)
+    return verdict(not foreign, f"words stored that were not said: {foreign}")
 
 
 def word_totals(outcomes: Sequence[Outcome]) -> str:

@@ -276,10 +276,14 @@ def _verdicts(outcome: Outcome, figures: dict[str, Figure]) -> Iterator[str]:
     yield verdict(exits.p50 <= MEDIAN, f"p50 {exits.p50:.1f} s of at most {MEDIAN:g}")
     yield verdict(exits.worst <= WORST, f"worst {exits.worst:.1f} s of at most {WORST:g}")
     yield _history(drains)
-    lost, doubled = (sum(len(getattr(words, what)) for words in outcome.words) for what in ("lost", "doubled"))
-    sent = sum(words.sent for words in outcome.words)
-    yield verdict(not (lost or doubled), f"words lost: {lost}, doubled: {doubled} of {sent}")
+    yield _words(outcome.words)
     yield from _join_verdicts(drains, figures)
+
+
+def _words(counts: Sequence[WordCount]) -> str:
+    wrong = {what: sum(len(getattr(count, what)) for count in counts) for what in ("lost", "doubled", "foreign")}
+    told = ", ".join(f"{what} {count}" for what, count in wrong.items())
+    return verdict(not any(wrong.values()), f"of {sum(count.sent for count in counts)} words {told}")
 
 
 def _history(drains: Sequence[Drained]) -> str:
@@ -294,8 +298,10 @@ def _history(drains: Sequence[Drained]) -> str:
 def _join_verdicts(drains: Sequence[Drained], figures: dict[str, Figure]) -> Iterator[str]:
     elsewhere = sum(drain.joined_meanwhile.worker != drain.worker for drain in drains)
     yield verdict(elsewhere == len(drains), f"joins served by the other worker: {elsewhere} of {len(drains)}")
-    usual, meanwhile = (figures[f"join to first audible, {when}"].p50 for when in ("no drain", "during a drain"))
+    usual, meanwhile = (figures[f"join to first audible, {when}"] for when in ("no drain", "during a drain"))
     yield verdict(
-        meanwhile <= usual + _AS_USUAL,
-        f"a join during a drain takes {1000 * (meanwhile - usual):+.0f} ms (p50), at most {1000 * _AS_USUAL:+.0f}",
+        meanwhile.p50 <= usual.p50 + _AS_USUAL,
+        f"a join during a drain takes {1000 * (meanwhile.p50 - usual.p50):+.0f} ms (p50),"
+        f" at most {1000 * _AS_USUAL:+.0f}",
     )
+    yield f"The slowest join took {meanwhile.worst:.2f} s during a drain and {usual.worst:.2f} s without one."

@@ -6,17 +6,20 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
+from bench.faults.processes import open_table
 from local.parts import AGENT_SERVICE, WORKER
 from local.stack import Stack
 from worker.fleet.table import Table
 
 #: Seconds a worker may take to start its keeper.
 _KEPT_WITHIN = 10.0
+#: Seconds its children may take to end when their parent is dead: without a keeper to end them it is their own switch.
+ENDED_WITHIN = 10.0
 _POLL = 0.05
 
 
@@ -26,6 +29,8 @@ class Killed:
 
     kind: str
     agents: Mapping[str, float]
+    #: Children that lived `ENDED_WITHIN` seconds after their parent.
+    outlived: int = 0
 
 
 class FleetProcesses:
@@ -44,11 +49,15 @@ class FleetProcesses:
         for _ in itertools.count():
             yield from self._random.sample(kinds, len(kinds))
 
+    def is_slow(self, kill: Callable[[], Killed]) -> bool:
+        """Whether this kind of kill waits until what was killed serves again."""
+        return kill in (self.kill_parent, self.kill_api)
+
     def kill_child(self) -> Killed:
         """A process of the pool, one with a session if there is any."""
         worker = self._worker()
         table = self._table(worker)
-        busy = [holding.pid for slot in table.slots if (holding := slot.read()) and holding.pid > 0]
+        busy = [holding.pid for slot in table.slots if (holding := slot.read()) and _lives(holding.pid)]
         pid = self._random.choice(busy or self._pool(worker))
         # Stopped, it neither ends its session nor begins another one before it is killed.
         psutil.Process(pid).suspend()
@@ -62,17 +71,24 @@ class FleetProcesses:
         return Killed("keeper", {})
 
     def kill_parent(self) -> Killed:
-        """A worker's parent, with which all of it dies; it is started again."""
+        """A worker's parent alone: its children must end by themselves; it is started again."""
         worker = self._worker()
-        table = self._table(worker)
+        table, children = self._table(worker), self._pool(worker)
         # Until they are counted, children that live on for a moment must not be taken for others.
         agents = _agents(table)
         self.being_killed |= agents
-        self._stack.kill(worker)
-        agents |= _agents(table)
-        self.being_killed |= agents
+        self._stack.kill(worker, with_orphans=False)
+        deadline = time.monotonic() + ENDED_WITHIN
+        while True:
+            living = sum(map(_lives, children))
+            # What one of them has begun meanwhile ends with it.
+            agents = _agents(table) | agents
+            self.being_killed |= agents
+            if not living or time.monotonic() > deadline:
+                break
+            time.sleep(_POLL)
         self._stack.start(worker)
-        return Killed("parent", agents)
+        return Killed("parent", agents, outlived=living)
 
     def kill_api_process(self) -> Killed:
         """One of the agent service's processes, which its parent replaces."""
@@ -91,27 +107,32 @@ class FleetProcesses:
     def _pool(self, worker: str) -> list[int]:
         keeper = self._keeper(worker).pid
         children = psutil.Process(self._stack.pid(worker)).children()
-        return [child.pid for child in children if child.pid != keeper]
+        return [child.pid for child in children if child.pid != keeper and _lives(child.pid)]
 
     def _keeper(self, worker: str) -> psutil.Process:
         deadline = time.monotonic() + _KEPT_WITHIN
         while True:
             for child in psutil.Process(self._stack.pid(worker)).children():
-                if "worker.fleet.keeper" in child.cmdline():
-                    return child
+                # A dead one that its parent has not asked for yet has no command line.
+                with suppress(psutil.NoSuchProcess):
+                    if "worker.fleet.keeper" in child.cmdline():
+                        return child
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{worker} has no keeper")
             time.sleep(_POLL)
 
     def _table(self, worker: str) -> Table:
         """The worker's own table, which outlives it as long as it is looked at."""
-        folder = Path("/proc") / str(self._stack.pid(worker)) / "fd"
-        path = next(each for each in folder.iterdir() if "muster-liveness" in os.readlink(each))
-        fileno = os.open(path, os.O_RDWR)
-        try:
-            return Table(fileno)
-        finally:
-            os.close(fileno)
+        with open_table(self._stack.pid(worker)) as table:
+            return table
+
+
+def _lives(pid: int) -> bool:
+    """Whether there is a process of this pid that has not ended."""
+    try:
+        return pid > 0 and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _agents(table: Table, pid: int | None = None) -> dict[str, float]:

@@ -18,9 +18,9 @@ class HandOver:
     passed_at: float
 
     @property
-    def deafness(self) -> float:
-        """Seconds between the pass and the moment from which the successor heard; 0 when it heard before."""
-        return max(0.0, self.ready_at - self.passed_at)
+    def is_in_order(self) -> bool:
+        """Whether the successor had said that it hears before the session was passed to it, as the protocol wants."""
+        return self.ready_at <= self.passed_at
 
     @property
     def both_heard(self) -> float:
@@ -42,5 +42,5 @@ def _passes(state: "redis.Redis", session_id: str) -> Iterator[HandOver]:
         if command["kind"] == Command.READY:
             ready[command["epoch"]] = at
         elif command["kind"] == Command.PASSED:
-            # A successor that was never ready would be deaf for ever; the stream orders what came in one millisecond.
+            # To a successor that was never ready nothing may be passed; the stream orders what came in one millisecond.
             yield HandOver(int(command["epoch"]), ready.get(command["epoch"], float("inf")), at)

@@ -20,7 +20,7 @@ import httpx
 import redis
 from livekit import api, rtc
 
-from bench.fleet_processes import FleetProcesses, Killed
+from bench.fleet_processes import ENDED_WITHIN, FleetProcesses, Killed
 from bench.marked_call import caller_token
 from bench.report import Figure, Report
 from bench.verdicts import verdict
@@ -30,6 +30,7 @@ from worker.fleet import admission, records, workers
 from worker.fleet.publishing import RECOVERY_QUEUE, SESSIONS_QUEUE
 from worker.fleet.redis_operations import connect, run, run_many
 from worker.fleet.session import Session, State
+from worker.fleet.times import OUTLIVED
 
 WORKERS = 2
 SLOTS = 2
@@ -43,8 +44,12 @@ _LOOK = 0.25
 _LIVE_FOR = 0.5
 _WAVE_WITHIN = 90.0
 _CLEARED_WITHIN = 30.0
-#: Seconds from the beginning of a wave in which its joins and its kill come.
+#: Seconds from the beginning of a wave in which its joins and its kills come, and how many kills.
 _STORM = 4.0
+_KILLS_PER_WAVE = (2, 3)
+#: Seconds in which an agent of a killed process may be seen beside another one. Its successor takes it out when it
+#: joins; for longer it does not try, because by then the older one would be dead by its switch.
+_BESIDE = OUTLIVED
 #: Of all joins, how many are followed by a leave at once.
 _LEFT_AT_ONCE = 0.03
 _ENVIRONMENT = {
@@ -84,6 +89,15 @@ class Answer:
 
 
 @dataclass
+class Beside:
+    """An agent of a killed process in the room beside another agent: since when and until when (Unix seconds)."""
+
+    killed_at: float
+    since: float
+    until: float
+
+
+@dataclass
 class Sightings:
     """What was wrong when somebody looked."""
 
@@ -92,8 +106,8 @@ class Sightings:
     doubled_agents: list[str] = field(default_factory=list)
     #: Two sessions of a room that were not over.
     doubled_sessions: list[str] = field(default_factory=list)
-    #: Seconds from a kill until the last sight of its ghost beside another agent, by identity.
-    ghosts: dict[str, float] = field(default_factory=dict)
+    #: By the identities of the ghost of a killed process and of the living agent beside it.
+    ghosts: dict[tuple[str, str], Beside] = field(default_factory=dict)
     most_live: int = 0
 
 
@@ -156,12 +170,12 @@ class JoinStorm:
                 self.outcome.sessions = {each.session_id: each for each in await self._sessions()}
 
     async def _wave(self, joins: Mapping[str, int]) -> None:
-        """That many joins for each of these rooms, one kill, and everything until their sessions are over."""
+        """That many joins for each of these rooms, some kills, and everything until their sessions are over."""
         wave = requests(joins, self._random)
         watching = asyncio.create_task(self._watch(list(joins)))
         try:
             async with asyncio.TaskGroup() as group:
-                killing = group.create_task(self._kill())
+                killing = group.create_task(self._kill_some())
                 sending = [group.create_task(self._send(request)) for request in wave]
                 group.create_task(self._leave_what_is_live(list(joins), [killing, *sending]))
         finally:
@@ -208,10 +222,13 @@ class JoinStorm:
             token = caller_token(self._stack.settings, room)
             await self._callers[room].connect(self._stack.urls[LIVEKIT], token)
 
-    async def _kill(self) -> None:
-        await asyncio.sleep(self._random.uniform(0, _STORM))
-        kill = next(self._kills)
-        self.outcome.kills.append(await asyncio.to_thread(kill))
+    async def _kill_some(self) -> None:
+        kinds = itertools.islice(self._kills, self._random.choice(_KILLS_PER_WAVE))
+        # Those that wait come last, or the joins would be over before the others.
+        kills = sorted(kinds, key=self._processes.is_slow)
+        for kill in kills:
+            await asyncio.sleep(self._random.uniform(0, _STORM / len(kills)))
+            self.outcome.kills.append(await asyncio.to_thread(kill))
 
     async def _leave_what_is_live(self, rooms: Sequence[str], busy: Sequence["asyncio.Task[None]"]) -> None:
         """Leave each session that has been live for a moment, until nothing is sent any more and all are over."""
@@ -270,8 +287,10 @@ class JoinStorm:
         living = [identity for identity in agents if identity not in killed]
         if len(living) > 1:
             self.sightings.doubled_agents.append(f"{room}: {', '.join(living)}")
-        for identity in set(agents).intersection(killed):
-            self.sightings.ghosts[identity] = time.time() - killed[identity]
+        now = time.time()
+        for ghost, other in itertools.product(set(agents).intersection(killed), living):
+            beside = self.sightings.ghosts.setdefault((ghost, other), Beside(killed[ghost], since=now, until=now))
+            beside.until = now
 
     async def _agents_in(self, room: str) -> list[str]:
         try:
@@ -338,7 +357,12 @@ def _report(outcome: Outcome, sightings: Sightings, *, rooms: int, seed: int) ->
             for kind in sorted(kinds)
         },
         "admitted to live": Figure([(each.first_audio_at or 0.0) - (each.admitted_at or 0.0) for each in begun]),
-        "kill to the last sight of a ghost beside its successor": Figure(list(sightings.ghosts.values())),
+        "kill to the last sight of a ghost beside another agent": Figure(
+            [each.until - each.killed_at for each in sightings.ghosts.values()]
+        ),
+        "first to last sight of a ghost beside another agent": Figure(
+            [each.until - each.since for each in sightings.ghosts.values()]
+        ),
     }
     kills = Counter(kill.kind for kill in outcome.kills)
     notes = [
@@ -364,6 +388,7 @@ def _verdicts(outcome: Outcome, sightings: Sightings) -> Iterator[str]:
         looks > 0 and not agents,
         f"two living agents in a room, in {looks} looks: {len(agents)} {agents or ''}".rstrip(),
     )
+    yield from _ghost_verdicts(outcome, sightings)
     doubled = [*dict.fromkeys(sightings.doubled_sessions)]
     yield verdict(not doubled, f"two sessions of a room that are not over: {len(doubled)} {doubled or ''}".rstrip())
     told = {answer.session_id for answer in outcome.answers if answer.session_id}
@@ -377,6 +402,21 @@ def _verdicts(outcome: Outcome, sightings: Sightings) -> Iterator[str]:
     yield _repeated(outcome.answers)
     rooms = {answer.request.room for answer in outcome.answers}
     yield verdict(served >= rooms, f"rooms that had a live agent: {len(served & rooms)} of {len(rooms)}")
+
+
+def _ghost_verdicts(outcome: Outcome, sightings: Sightings) -> Iterator[str]:
+    stayed = [
+        f"{ghost} beside {other} for {each.until - each.since:.1f} s"
+        for (ghost, other), each in sightings.ghosts.items()
+        if each.until - each.since > _BESIDE
+    ]
+    yield verdict(
+        not stayed,
+        f"agents of killed processes seen beside another for more than {_BESIDE:g} s: {len(stayed)} of"
+        f" {len(sightings.ghosts)} {stayed or ''}".rstrip(),
+    )
+    outlived = sum(kill.outlived for kill in outcome.kills)
+    yield verdict(not outlived, f"children that lived {ENDED_WITHIN:g} s after their parent: {outlived}")
 
 
 def _repeated(answers: Sequence[Answer]) -> str:

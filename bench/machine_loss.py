@@ -18,11 +18,13 @@ import psutil
 
 from bench.disturbed import (
     Outcome,
+    answer_verdict,
     answers_again,
     audible_after,
     broken_off,
     ended,
     faulty_stack,
+    foreign_verdict,
     hold,
     process_of,
     session_of,
@@ -248,8 +250,14 @@ def _verdicts(trials: Sequence[Trial]) -> Iterator[str]:
     yield verdict(not idle, f"the worker did not answer in the call that was handed back to it {idle} times")
     worst = max((trial.outcome.overlap for trial in trials), default=0.0)
     yield verdict(worst <= _OVERLAP, f"two agents audible at the same time at most {1000 * worst:.0f} ms")
+    yield from _word_verdicts(trials)
+
+
+def _word_verdicts(trials: Sequence[Trial]) -> Iterator[str]:
     lost = sum(len(trial.outcome.words.lost) for trial in trials)
     yield verdict(not lost, f"stopped while the agent was speaking: {lost} words lost")
+    yield foreign_verdict([trial.outcome for trial in trials])
+    yield answer_verdict([trial.outcome for trial in trials])
     again = sum(len(trial.outcome.doubled(cut=[_CUT])) for trial in trials)
     yield verdict(not again, f"utterances answered once more than the cut-off answer asks for: {again}")
 

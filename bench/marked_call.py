@@ -26,7 +26,7 @@ IDENTITY = "caller"
 #: Seconds until the greeting must be heard, and until it must be over.
 _GREETED_WITHIN = 15.0
 #: Seconds for which a caller who lost the room tries to come back.
-_REJOIN_WITHIN = 60.0
+REJOIN_WITHIN = 60.0
 #: Seconds without a sound after which nobody speaks.
 QUIET = 0.5
 #: Seconds an answer is waited for before the caller goes on, and an answer may last.
@@ -152,7 +152,7 @@ async def marked_call(
     client = client or AgentService(stack.urls[AGENT_SERVICE])
     voice = CallerVoice(providers=stack.urls[PROVIDERS])
     token = caller_token(stack.settings, room, identity)
-    async with Caller(url=stack.urls[LIVEKIT], token=token, rejoin_within=_REJOIN_WITHIN) as caller:
+    async with Caller(url=stack.urls[LIVEKIT], token=token, rejoin_within=REJOIN_WITHIN) as caller:
         joined_at = time.time()
         joined = await asyncio.to_thread(client.join, room=room, user_id=identity)
         call = MarkedCall(caller, client, voice, room, joined.session_id, joined_at)

@@ -12,11 +12,13 @@ from functools import partial
 
 from bench.disturbed import (
     Outcome,
+    answer_verdict,
     answers_again,
     audible_after,
     broken_off,
     ended,
     faulty_stack,
+    foreign_verdict,
     hold,
     process_of,
     session_of,
@@ -36,9 +38,7 @@ _WORKERS = 2
 _AUDIBLE_WITHIN = 20.0
 #: Words of the utterance that a kill falls into.
 _WORDS = 5
-#: Seconds after the end of words, and after the beginning of an answer, in which a kill falls.
-_OPEN = (0.02, 0.6)
-_THINKING = (0.6, 1.1)
+#: Seconds after the beginning of an answer in which a kill falls.
 _SPEAKING = (0.1, 1.5)
 #: Seconds of silence after which any turn is over, unless the settings say otherwise.
 _ENDPOINTING = 0.9
@@ -59,7 +59,9 @@ class Phase(StrEnum):
     UTTERANCE = "the caller was speaking"
 
 
-_AFTER_WORDS = {Phase.OPEN: _OPEN, Phase.THINKING: _THINKING}
+#: Seconds after the end of words in which a kill falls; of two spans one is chosen. In the later one every turn is
+#: over, stored or not.
+_AFTER_WORDS = {Phase.OPEN: ((0.02, 0.6),), Phase.THINKING: ((0.6, 1.1), (0.9, 1.4))}
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ async def _reach(call: MarkedCall, phase: Phase, moments: random.Random) -> floa
         await asyncio.sleep(moments.uniform(0.0, 1.0))
     elif phase in _AFTER_WORDS:
         since = (await call.say(_WORDS)).ended_at
-        await asyncio.sleep(moments.uniform(*_AFTER_WORDS[phase]))
+        await asyncio.sleep(moments.uniform(*moments.choice(_AFTER_WORDS[phase])))
     else:
         since = await call.ask(_WORDS)
         await asyncio.sleep(moments.uniform(*_SPEAKING))
@@ -202,26 +204,34 @@ def _verdicts(calls: Sequence[Killed], kills: Sequence[Kill], figures: dict[str,
     if total.values:
         yield verdict(total.p50 <= _P50, f"audible again p50 {total.p50:.2f} s, at most {_P50} s")
         yield verdict(total.worst <= _WORST, f"audible again at worst {total.worst:.2f} s, aim {_WORST:g} s")
-    for phase in (Phase.THINKING, Phase.SPEAKING):
-        lost = [kill.lost for kill in kills if kill.phase is phase]
-        yield verdict(not sum(lost), f"killed while {phase} (n = {len(lost)}): {sum(lost)} words lost")
-    elsewhere = sum(len(call.outcome.words.lost) for call in calls) - sum(kill.lost for kill in kills)
-    yield verdict(not elsewhere, f"words of other utterances lost: {elsewhere}")
-    doubled = sum(len(call.outcome.words.doubled) for call in calls)
-    yield verdict(not doubled, f"words stored twice: {doubled}")
+    yield from _word_verdicts(calls, kills)
     again = sum(len(call.outcome.doubled(cut=call.cut)) for call in calls)
     yield verdict(not again, f"utterances answered once more than a cut-off answer asks for: {again}")
+    yield answer_verdict([call.outcome for call in calls])
     worst = max((call.outcome.overlap for call in calls), default=0.0)
     yield verdict(worst <= _OVERLAP, f"two agents audible at the same time at most {1000 * worst:.0f} ms")
     deaf = sum(not kill.is_answered for kill in kills if kill.silence is not None)
     yield verdict(not deaf, f"the next question after a kill was not answered {deaf} times")
 
 
+def _word_verdicts(calls: Sequence[Killed], kills: Sequence[Kill]) -> Iterator[str]:
+    # All of these words were said before the kill.
+    for phase in (Phase.OPEN, Phase.THINKING, Phase.SPEAKING):
+        lost = [kill.lost for kill in kills if kill.phase is phase]
+        yield verdict(not sum(lost), f"killed while {phase} (n = {len(lost)}): {sum(lost)} words lost")
+    elsewhere = sum(len(call.outcome.words.lost) for call in calls) - sum(kill.lost for kill in kills)
+    yield verdict(not elsewhere, f"words of other utterances lost: {elsewhere}")
+    doubled = sum(len(call.outcome.words.doubled) for call in calls)
+    yield verdict(not doubled, f"words stored twice: {doubled}")
+    yield foreign_verdict([call.outcome for call in calls])
+
+
 def _notes(calls: Sequence[Killed], seed: int) -> Iterator[str]:
     kills = [kill for call in calls for kill in call.kills]
-    # The agent still listens then, and what it has not heard to the end it has only as sound.
-    for phase in (Phase.UTTERANCE, Phase.OPEN):
-        yield _lost([kill for kill in kills if kill.phase is phase], f"killed while {phase}")
+    yield _lost([kill for kill in kills if kill.phase is Phase.UTTERANCE], f"killed while {Phase.UTTERANCE}")
+    thinking = [kill.offset for kill in kills if kill.phase is Phase.THINKING]
+    late = sum(offset > _ENDPOINTING for offset in thinking)
+    yield f"Of {len(thinking)} kills while {Phase.THINKING} {late} came more than {_ENDPOINTING:g} s after the words."
     yield f"{len(calls)} calls, seed {seed}: {word_totals([call.outcome for call in calls])}."
     yield from wrong_words([call.outcome for call in calls])
     for index, call in enumerate(calls):

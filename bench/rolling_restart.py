@@ -6,7 +6,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,17 +18,24 @@ from bench.hand_overs import HandOver, hand_overs
 from bench.marked_call import MarkedCall, Said, WordCount, marked_call, overlap
 from bench.report import Figure, Report
 from bench.verdicts import times, verdict
+from local.caller import HeardTrack
 from local.parts import AGENT_SERVICE, LIVEKIT, PROVIDERS, REDIS, WORKER, StackOptions
 from local.stack import Stack
 from worker.fleet.records import read
 from worker.fleet.redis_operations import connect, run
+from worker.fleet.session import agent_of
 
 WORKERS = 3
 SLOTS = 3
-#: Two agents may be audible at the same time for so many seconds.
+#: Two agents may be audible at the same time for so many seconds in a whole call.
 OVERLAP = 0.030
 #: As many callers as talk in the usual fleet; with more of them the machine is the limit, and only calls are judged.
 USUAL_CALLERS = 3
+#: What a lost word cannot show.
+_EAR = (
+    "A gap in hearing shows as a lost word. One of 0.1 s fits between the tones of two words, one of 0.3 s may leave "
+    "enough of both, and one while the caller is silent costs none."
+)
 #: Rounds after which callers hang up and call again, so that neither recordings nor histories grow without end.
 _ROUNDS_PER_CALL = 4
 #: Seconds at most before each SIGTERM, so that it comes in any moment of a conversation.
@@ -55,6 +62,17 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class Change:
+    """One agent after another at the caller's ear: handed over, or recovered after a loss.
+
+    `silence` are the seconds between their sounds without those in which the caller spoke.
+    """
+
+    is_handed_over: bool
+    silence: float
+
+
+@dataclass(frozen=True)
 class Restart:
     """How a worker ended that was told to, after so many seconds."""
 
@@ -71,7 +89,10 @@ class CallOutcome:
     recovered: bool
     words: WordCount
     hand_overs: Sequence[HandOver]
+    #: Seconds in which two agents were audible: any two of the call, and each with the one after it.
+    overlap: float
     overlaps: Sequence[float]
+    changes: Sequence[Change]
     replies: Sequence[Reply]
     unanswered: Sequence[int]
     answered_twice: Sequence[int]
@@ -160,7 +181,9 @@ class RollingRestart:
             recovered=record.recovering_at is not None,
             words=await call.count_words(),
             hand_overs=moves,
+            overlap=call.overlap(),
             overlaps=overlaps(call),
+            changes=list(changes(call.caller.tracks, call.said, {move.epoch for move in moves})),
             replies=list(_replies_of(call, moves)),
             unanswered=[said.number for said in call.said if not answered[said.number]],
             answered_twice=[number for number, count in answered.items() if count > 1],
@@ -180,6 +203,23 @@ async def _talk(call: MarkedCall, over: asyncio.Event) -> str | None:
 def overlaps(call: MarkedCall) -> list[float]:
     """Seconds in which two agents were audible, for each agent and the one after it."""
     return [overlap(pair) for pair in itertools.pairwise(call.caller.tracks)]
+
+
+def changes(tracks: Sequence[HeardTrack], said: Sequence[Said], passed: Collection[int]) -> Iterator[Change]:
+    """Each time that another agent was heard; `passed` are the epochs to which the session was handed over."""
+    for (_, _, last), (epoch, first, _) in itertools.pairwise(_voices(tracks)):
+        spoken = sum(max(0.0, min(first, each.ended_at) - max(last, each.started_at)) for each in said)
+        yield Change(epoch in passed, max(0.0, first - last - spoken))
+
+
+def _voices(tracks: Sequence[HeardTrack]) -> list[tuple[int, float, float]]:
+    """The epoch of each agent that was heard, in order, with the moments of its first and its last sound."""
+    sounds: dict[int, list[float]] = {}
+    for track in tracks:
+        if (agent := agent_of(track.identity)) is not None:
+            moments = sounds.setdefault(agent[1], [])
+            moments.extend(at for each in track.heard.intervals for at in (each.started_at, each.ended_at))
+    return [(epoch, min(moments), max(moments)) for epoch, moments in sorted(sounds.items()) if moments]
 
 
 def _replies_of(call: MarkedCall, moves: Sequence[HandOver]) -> Iterator[Reply]:
@@ -209,20 +249,28 @@ def replies(
 def _report(outcome: Outcome, *, rounds: int, callers: int, seed: int) -> Report:
     calls = outcome.calls
     moves = [move for call in calls for move in call.hand_overs]
+    figures = _figures(outcome)
+    title = f"Rolling restart of {WORKERS} workers with {SLOTS} slots each, {times(callers, 'talking caller')}"
+    notes = [f"{times(rounds, 'round')}, seed {seed}; {len(calls)} calls, {len(moves)} hand-overs."]
+    return Report(title, figures, [*notes, *_verdicts(outcome, callers=callers), *_of_calls(calls), *_added(figures)])
+
+
+def _figures(outcome: Outcome) -> dict[str, Figure]:
+    calls = outcome.calls
     answers = [reply for call in calls for reply in call.replies]
-    figures = {
+    moves = [move for call in calls for move in call.hand_overs]
+    others = [change for call in calls for change in call.changes]
+    return {
         **{
             f"reply, {nearness}": Figure([reply.seconds for reply in answers if reply.nearness is nearness])
             for nearness in Nearness
         },
         "SIGTERM to a worker's exit": Figure([restart.seconds for restart in outcome.restarts]),
         "both agents hear before the pass": Figure([move.both_heard for move in moves]),
-        "deaf ear at a hand-over": Figure([move.deafness for move in moves]),
+        "silence around a hand-over": Figure([each.silence for each in others if each.is_handed_over]),
+        "silence around a recovery": Figure([each.silence for each in others if not each.is_handed_over]),
         "two agents audible at a hand-over": Figure([seconds for call in calls for seconds in call.overlaps]),
     }
-    title = f"Rolling restart of {WORKERS} workers with {SLOTS} slots each, {times(callers, 'talking caller')}"
-    notes = [f"{times(rounds, 'round')}, seed {seed}; {len(calls)} calls, {len(moves)} hand-overs."]
-    return Report(title, figures, [*notes, *_verdicts(outcome, callers=callers), *_of_calls(calls), *_added(figures)])
 
 
 def _verdicts(outcome: Outcome, *, callers: int) -> Iterator[str]:
@@ -233,10 +281,12 @@ def _verdicts(outcome: Outcome, *, callers: int) -> Iterator[str]:
     yield verdict(set(codes) <= {0}, f"exit codes of workers: {dict(codes)}")
     moves = [move for call in calls for move in call.hand_overs]
     yield verdict(bool(moves), f"hand-overs: {len(moves)}, without any the rest says nothing")
+    early = sum(not move.is_in_order for move in moves)
+    yield verdict(not early, f"passes to a successor that had not said that it hears, a condition of the pass: {early}")
     found = [
         *_word_verdicts([call.words for call in calls]),
-        _at_most("two agents audible, at worst", [each for call in calls for each in call.overlaps], OVERLAP),
-        _at_most("deaf ear, at worst", [move.deafness for move in moves], 0.0),
+        *_call_verdicts(calls),
+        _at_most("two agents audible in a call, at worst", [call.overlap for call in calls], OVERLAP),
     ]
     # With more callers the machine is the limit: the same is told and not judged.
     yield from found if callers <= USUAL_CALLERS else (line.partition(": ")[2] for line in found)
@@ -250,17 +300,22 @@ def _word_verdicts(counts: Sequence[WordCount]) -> Iterator[str]:
         yield verdict(not marks, f"words {what}: {len(marks)} of {sent}{listed}")
 
 
+def _call_verdicts(calls: Sequence[CallOutcome]) -> Iterator[str]:
+    recovered = sum(call.recovered for call in calls)
+    yield verdict(not recovered, f"calls that were recovered instead of handed over: {recovered} of {len(calls)}")
+    unanswered = sum(len(call.unanswered) for call in calls)
+    yield verdict(not unanswered, f"utterances without an audible answer: {unanswered}")
+    twice = sum(len(call.answered_twice) for call in calls)
+    yield verdict(not twice, f"utterances answered twice: {twice}")
+
+
 def _at_most(what: str, values: Sequence[float], most: float) -> str:
     worst = max(values, default=0.0)
     return verdict(worst <= most, f"{what}: {1000 * worst:.0f} ms of at most {1000 * most:.0f}")
 
 
 def _of_calls(calls: Sequence[CallOutcome]) -> Iterator[str]:
-    yield (
-        f"Utterances without an audible answer: {sum(len(call.unanswered) for call in calls)}, "
-        f"answered twice: {sum(len(call.answered_twice) for call in calls)}."
-    )
-    yield f"Calls that were recovered instead of handed over: {sum(call.recovered for call in calls)}."
+    yield _EAR
     late = 1000 * max((call.worst_delay for call in calls), default=0.0)
     yield f"A caller's frame was sent {late:.0f} ms late at worst; far above 50 the machine is too busy for timings."
 

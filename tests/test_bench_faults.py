@@ -17,9 +17,15 @@ from local.hearing import Hearing
 from local.marks import Mark
 
 
-def outcome(*, answered: dict[int, int], lost: tuple[Mark, ...] = ()) -> Outcome:
+def outcome(
+    *,
+    answered: dict[int, int],
+    lost: tuple[Mark, ...] = (),
+    foreign: tuple[Mark, ...] = (),
+    stored: tuple[str, ...] = (),
+) -> Outcome:
     """A call of ten words."""
-    return Outcome(WordCount(10, lost, (), ()), 0.0, Counter(answered))
+    return Outcome(WordCount(10, lost, (), foreign), 0.0, Counter(answered), stored)
 
 
 def track(identity: str, *, started_at: float, loud_frames: int) -> HeardTrack:
@@ -55,6 +61,47 @@ def test_words_lost_while_the_agent_was_thinking_fail_the_measurement() -> None:
     notes = "\n".join(recovery.report([call], [], seed=0).notes)
     assert "FAIL: killed while the agent was thinking (n = 1): 2 words lost" in notes
     assert notes.count("FAIL") == 1
+
+
+def test_words_lost_of_a_turn_that_was_not_over_fail_the_measurement_and_those_nobody_could_hear_do_not() -> None:
+    def notes(phase: Phase) -> list[str]:
+        kill = Kill(phase, 100.0, 1, 0.3, silence=0.7, is_answered=True).among([Mark(1, 4)])
+        call = Killed([kill], outcome(answered={0: 1, 1: 1}, lost=(Mark(1, 4),)))
+        return [note for note in recovery.report([call], [], seed=0).notes if note.startswith("FAIL")]
+
+    assert notes(Phase.OPEN) == ["FAIL: killed while the turn was not over yet (n = 1): 1 words lost"]
+    assert notes(Phase.UTTERANCE) == []
+
+
+def test_a_successor_that_says_something_and_never_answers_what_was_stored_fails_the_measurement() -> None:
+    kill = Kill(Phase.THINKING, 100.0, 1, 1.0, silence=0.7, is_answered=True)
+
+    def notes(found: Outcome) -> list[str]:
+        return [note for note in recovery.report([Killed([kill], found)], [], seed=0).notes if note.startswith("FAIL")]
+
+    mute = outcome(answered={0: 1, 1: 0, 2: 1}, stored=("u0w0 u0w1", "u1w0 u1w1", "u2w0"))
+    assert notes(mute) == ["FAIL: stored utterances that no agent answered: 1 ['call 0: 1']"]
+    # What nobody heard nobody can answer; that its words are lost is judged elsewhere.
+    assert notes(replace(mute, stored=("u0w0 u0w1", "u2w0"))) == []
+    assert notes(replace(mute, answered=Counter({0: 1, 1: 1, 2: 1}))) == []
+
+
+def test_words_that_nobody_said_fail_the_measurements_of_kills_and_of_machines() -> None:
+    strange = outcome(answered={0: 1}, foreign=(Mark(5, 0),))
+    kill = Kill(Phase.LISTENING, 100.0, silence=0.7, is_answered=True)
+    trial = machine_loss.Trial(False, True, 5.2, 0.0, "gone", "the same processes", 0.1, True, strange)
+    for notes in (
+        recovery.report([Killed([kill], strange)], [], seed=0).notes,
+        machine_loss.report([trial], [], seed=0).notes,
+    ):
+        assert [note for note in notes if note.startswith("FAIL")] == ["FAIL: words stored that were not said: 1"]
+
+
+def test_the_next_agent_of_a_lost_machine_must_answer() -> None:
+    mute = outcome(answered={0: 0}, stored=("u0w0",))
+    trial = machine_loss.Trial(False, True, 5.2, 0.0, "gone", "the same processes", 0.1, True, mute)
+    failures = [note for note in machine_loss.report([trial], [], seed=0).notes if note.startswith("FAIL")]
+    assert failures == ["FAIL: stored utterances that no agent answered: 1 ['call 0: 0']"]
 
 
 def test_what_was_said_before_the_kill_is_told_apart_from_what_nobody_could_hear() -> None:

@@ -1,31 +1,47 @@
 """What the measurements of restarts, drains and storms of joins conclude from what they have seen."""
 
+import itertools
+import os
 import random
+import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import cast
 
+import numpy as np
+import psutil
 import pytest
 import redis
 
-from bench import drains, join_storm, rolling_restart
+from bench import drains, fleet_processes, join_storm, rolling_restart
 from bench.drains import Drained, Joined, Moment
-from bench.fleet_processes import Killed
+from bench.fleet_processes import FleetProcesses, Killed
 from bench.hand_overs import HandOver, hand_overs
-from bench.join_storm import Answer, JoinStorm, Request, Sightings
+from bench.join_storm import Answer, Beside, JoinStorm, Request, Sightings
 from bench.marked_call import Said, WordCount
-from bench.rolling_restart import CallOutcome, Nearness, Restart, replies
+from bench.rolling_restart import CallOutcome, Change, Nearness, Restart, changes, replies
+from local.audio import FRAME_SAMPLES, Timeline
+from local.caller import HeardTrack
+from local.hearing import Hearing
+from local.marks import Mark
+from local.stack import Stack
 from tests.fleet_sessions import new_session
 from worker.fleet import records
 from worker.fleet.handing_over import Command
 from worker.fleet.redis_operations import connect
 from worker.fleet.session import Reason, Session, State
+from worker.fleet.table import Table
+from worker.fleet.times import OUTLIVED
 
 CALL = CallOutcome(
     dropped=None,
     recovered=False,
     words=WordCount(10, (), (), ()),
     hand_overs=[HandOver(2, ready_at=100.0, passed_at=101.5)],
+    overlap=0.01,
     overlaps=[0.01],
+    changes=[Change(is_handed_over=True, silence=1.5)],
     replies=[],
     unanswered=[],
     answered_twice=[],
@@ -71,9 +87,33 @@ def test_a_hand_over_is_read_from_the_commands_and_one_that_came_to_nothing_is_n
     assert hand_overs(client, "restarted") == [HandOver(4, ready_at=101.0, passed_at=102.5)]
 
 
-def test_an_ear_is_deaf_from_the_pass_until_the_successor_hears() -> None:
-    assert (HandOver(2, 100.0, 101.5).deafness, HandOver(2, 100.0, 101.5).both_heard) == (0.0, 1.5)
-    assert (HandOver(2, 102.0, 101.5).deafness, HandOver(2, 102.0, 101.5).both_heard) == (0.5, 0.0)
+def test_a_pass_is_in_order_when_the_successor_heard_before() -> None:
+    assert (HandOver(2, 100.0, 101.5).is_in_order, HandOver(2, 100.0, 101.5).both_heard) == (True, 1.5)
+    assert (HandOver(2, 102.0, 101.5).is_in_order, HandOver(2, 102.0, 101.5).both_heard) == (False, 0.0)
+
+
+def heard(identity: str, *spans: tuple[float, float]) -> HeardTrack:
+    """A track that was audible in these spans."""
+    hearing = Hearing()
+    for start, end in spans:
+        for at in np.arange(start, end + 0.005, 0.01):
+            hearing.feed(np.full(FRAME_SAMPLES, 9000, np.int16), at=float(at))
+    return HeardTrack(identity, spans[0][0] if spans else 0.0, hearing, Timeline(started_at=0.0))
+
+
+def test_the_silence_between_two_agents_is_without_what_the_caller_said() -> None:
+    tracks = [
+        heard("agent-s-1", (10.0, 11.0), (14.0, 15.0)),
+        heard("somebody", (15.0, 30.0)),
+        heard("agent-s-2"),
+        heard("agent-s-4", (20.0, 21.0)),
+        heard("agent-s-4", (24.0, 25.0)),
+        heard("agent-s-5", (24.5, 26.0)),
+    ]
+    said = [Said(0, (), 14.5, 16.0), Said(1, (), 17.0, 18.0), Said(2, (), 19.5, 22.0)]
+    found = list(changes(tracks, said, {2, 5}))
+    assert [change.is_handed_over for change in found] == [False, True]
+    assert [round(change.silence, 2) for change in found] == [2.5, 0.0]
 
 
 def test_an_answer_knows_whether_the_session_was_passed_on_in_its_turn_or_right_before() -> None:
@@ -93,10 +133,24 @@ def test_a_restart_fails_by_each_thing_that_a_caller_could_notice() -> None:
     assert restart_notes(CALL) == []
     assert len(restart_notes(CALL, replace(CALL, dropped="failed (worker_lost)"))) == 1
     assert len(restart_notes(CALL, code=-9)) == 1
-    assert len(restart_notes(replace(CALL, overlaps=[0.04]))) == 1
+    # Any two agents, also those with another one between them.
+    assert len(restart_notes(replace(CALL, overlap=0.04))) == 1
     assert len(restart_notes(replace(CALL, hand_overs=[HandOver(2, 102.0, 101.5)]))) == 1
     assert len(restart_notes(replace(CALL, hand_overs=[]))) == 1
-    assert len(restart_notes(replace(CALL, answered_twice=[1], unanswered=[2]))) == 0
+    assert len(restart_notes(replace(CALL, recovered=True))) == 1
+    assert len(restart_notes(replace(CALL, unanswered=[2]))) == 1
+    assert len(restart_notes(replace(CALL, answered_twice=[1]))) == 1
+
+
+def test_with_more_callers_a_restart_is_judged_by_dropped_calls_and_tells_the_rest() -> None:
+    recovered = replace(CALL, recovered=True, unanswered=[2], changes=[Change(is_handed_over=False, silence=3.0)])
+    outcome = rolling_restart.Outcome([recovered], [Restart("worker-1", 3.0, 0)])
+    report = rolling_restart._report(outcome, rounds=1, callers=6, seed=0)
+    assert failures(report.notes) == []
+    assert "calls that were recovered instead of handed over: 1 of 1" in report.notes
+    assert report.figures["silence around a recovery"].values == [3.0]
+    outcome.calls.append(replace(CALL, dropped="failed (worker_lost)"))
+    assert len(failures(rolling_restart._report(outcome, rounds=1, callers=6, seed=0).notes)) == 1
 
 
 def test_a_drain_counts_from_the_first_quiet_moment_and_is_done_when_it_was_gone_before() -> None:
@@ -115,6 +169,17 @@ def test_a_drain_fails_by_its_code_its_time_its_history_and_a_join_that_it_serve
     assert len(notes(replace(DRAINED, answered="Number 1, u3w0."))) == 1
     assert len(notes(replace(DRAINED, joined_meanwhile=Joined(0.6, "worker-1")))) == 1
     assert len(notes(replace(DRAINED, joined_meanwhile=Joined(2.0, "worker-2")))) == 1
+
+
+def test_a_drain_fails_by_words_that_are_lost_doubled_or_were_never_said() -> None:
+    def notes(words: WordCount) -> list[str]:
+        return list(drains._report(drains.Outcome([DRAINED], words=[words]), seed=0).notes)
+
+    assert failures(notes(WordCount(10, (), (), ()))) == []
+    mark = (Mark(1, 0),)
+    for words in (WordCount(10, mark, (), ()), WordCount(10, (), mark, ()), WordCount(10, (), (), mark)):
+        assert len(failures(notes(words))) == 1
+    assert "The slowest join took 0.60 s during a drain and 0.50 s without one." in notes(WordCount(10, (), (), ()))
 
 
 def storm_notes(*sessions: Session, sightings: Sightings | None = None, answers: tuple[Answer, ...] = ()) -> list[str]:
@@ -140,10 +205,83 @@ def test_a_ghost_of_a_killed_process_is_no_second_agent() -> None:
     storm.outcome.kills.append(Killed("child", {"agent-a-1": 100.0}))
     storm._look_at_agents("room", ["agent-a-1", "agent-a-2"], being_killed={})
     assert storm.sightings.doubled_agents == []
-    assert list(storm.sightings.ghosts) == ["agent-a-1"]
+    assert list(storm.sightings.ghosts) == [("agent-a-1", "agent-a-2")]
+    storm._look_at_agents("room", ["agent-a-1"], being_killed={})
+    storm._look_at_agents("room", ["agent-a-1", "agent-c-1"], being_killed={"agent-c-1": 101.0})
+    assert list(storm.sightings.ghosts) == [("agent-a-1", "agent-a-2")]
+    assert storm_notes(sightings=storm.sightings) == []
     storm._look_at_agents("room", ["agent-a-2", "agent-b-1"], being_killed={})
     assert len(storm_notes(sightings=storm.sightings)) == 1
     assert len(storm_notes(sightings=Sightings())) == 1
+
+
+def test_a_ghost_may_be_beside_its_successor_for_a_moment_only() -> None:
+    def notes(seconds: float) -> list[str]:
+        beside = Beside(killed_at=100.0, since=110.0, until=110.0 + seconds)
+        return storm_notes(sightings=Sightings(looks=1, ghosts={("agent-a-1", "agent-a-2"): beside}))
+
+    assert notes(OUTLIVED) == []
+    assert len(notes(OUTLIVED + 0.3)) == 1
+
+
+def test_a_storm_fails_by_children_that_outlive_their_parent() -> None:
+    def notes(outlived: int) -> list[str]:
+        outcome = join_storm.Outcome(kills=[Killed("parent", {}, outlived)])
+        return failures(join_storm._report(outcome, Sightings(looks=1), rooms=1, seed=0).notes)
+
+    assert notes(0) == []
+    assert len(notes(1)) == 1
+
+
+def test_a_process_that_nobody_has_asked_for_yet_does_not_live() -> None:
+    child = subprocess.Popen(["true"])
+    while fleet_processes._lives(child.pid):
+        time.sleep(0.01)
+    assert psutil.pid_exists(child.pid)
+    child.wait()
+    assert not fleet_processes._lives(child.pid)
+    assert fleet_processes._lives(os.getpid())
+
+
+class OneWorker:
+    """A stack whose worker is one child; it ends with its parent unless it `stays`."""
+
+    def __init__(self, *, stays: bool) -> None:
+        self.child = subprocess.Popen(["sleep", "60"])
+        self.done: list[tuple[str, bool]] = []
+        self._stays = stays
+
+    def kill(self, name: str, *, with_orphans: bool) -> None:
+        self.done.append((name, with_orphans))
+        if not self._stays:
+            self.child.kill()
+
+    def start(self, name: str) -> None:
+        self.done.append((name, True))
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_parent_is_killed_alone_and_its_children_are_waited_for(stays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack, table = OneWorker(stays=stays), Table.create(slots=2)
+    table.slots[1].hold("talking", 3)
+    processes = FleetProcesses(cast(Stack, stack), random.Random(0), workers=1)
+    monkeypatch.setattr(processes, "_table", lambda worker: table)
+    monkeypatch.setattr(processes, "_pool", lambda worker: [stack.child.pid])
+    monkeypatch.setattr(fleet_processes, "ENDED_WITHIN", 0.2)
+    try:
+        killed = processes.kill_parent()
+    finally:
+        stack.child.kill()
+        stack.child.wait()
+    assert stack.done == [("worker-1", False), ("worker-1", True)]
+    assert list(killed.agents) == list(processes.being_killed) == ["agent-talking-3"]
+    assert killed.outlived == stays
+
+
+def test_kills_that_wait_for_a_restart_come_after_the_others() -> None:
+    processes = FleetProcesses(cast(Stack, None), random.Random(0), workers=1)
+    kills = sorted(itertools.islice(processes.kinds_of_kill(), 5), key=processes.is_slow)
+    assert {kill.__name__ for kill in kills[3:]} == {"kill_parent", "kill_api"}
 
 
 def test_the_same_seed_sends_the_same_joins() -> None:

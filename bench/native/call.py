@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from bench.marked_call import caller_token
+from bench.marked_call import REJOIN_WITHIN, caller_token
 from bench.native.fleet import NativeAgent, NativeFleet
 from local.audio import Samples
 from local.caller import Caller
@@ -88,7 +88,7 @@ async def native_call(
         room = f"native-{uuid.uuid4().hex[:10]}"
         async with AsyncExitStack() as hanging_up:
             caller = await hanging_up.enter_async_context(
-                Caller(url=settings["LIVEKIT_URL"], token=caller_token(settings, room))
+                Caller(url=settings["LIVEKIT_URL"], token=caller_token(settings, room), rejoin_within=REJOIN_WITHIN)
             )
             dispatched_at = time.time()
             for _ in range(dispatches):
