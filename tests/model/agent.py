@@ -36,7 +36,7 @@ from worker.fleet.errors import (
 from worker.fleet.publishing import RECOVERY_QUEUE, worker_queue
 from worker.fleet.recovery import MOST_IN_A_ROW
 from worker.fleet.session import Reason, Session, State
-from worker.fleet.times import LEFT, LINGER, OUTLIVED, READY_WITHIN, SETTLED, STAMP, TAKEN_UP_WITHIN, UNOWNED
+from worker.fleet.times import LEFT, LINGER, OUTLIVED, READY_WITHIN, SETTLED, STAMP, TAKEN_UP_WITHIN, UNOWNED, WITNESS
 
 if TYPE_CHECKING:
     from tests.model.fleet import Slot, Worker
@@ -70,21 +70,53 @@ class Child:
         self._agent.alarm_at = float("inf")
 
 
-class SwitchedFences(Fences):
-    """The code's fences, of which the model may switch off two."""
+class SwitchedDeadMan(DeadMan):
+    """The code's switch, of which the model may switch off that a witness counts for so long only."""
 
     agent: "Agent"
 
+    @property
+    def _age(self) -> float:
+        bound = float("inf") if self.agent.world.has(Switch.WITNESS_BOUND) else WITNESS - 1.0
+        return min(super()._age, bound)
+
+
+class SwitchedFences(Fences):
+    """The code's fences, of which the model may switch off each part."""
+
+    agent: "Agent"
+
+    @property
+    def is_witness(self) -> bool:
+        """As the code's, or without one of its two conditions."""
+        if not self.agent.world.has(Switch.WITNESS_ALONE):
+            return self._room.isconnected()
+        if not self.agent.world.has(Switch.WITNESS_CONNECTED):
+            return not self._is_younger_there
+        return super().is_witness
+
+    def refuse(self, epoch: int) -> None:
+        if self.agent.world.has(Switch.REFUSE):
+            super().refuse(epoch)
+
     def _participant_connected(self, participant: rtc.RemoteParticipant) -> None:
-        if self.agent.world.has(Switch.WATCH_ROOM):
+        epoch = self._session.epoch_of(participant.identity)
+        is_older = epoch is not None and epoch < self._session.epoch
+        if self.agent.world.has(Switch.HOLDER_REMOVES if is_older else Switch.YIELD):
             super()._participant_connected(participant)
 
     def _reconnecting(self) -> None:
-        if self.agent.world.has(Switch.MUTE_AND_CHECK):
+        if self.agent.world.has(Switch.MUTE):
             super()._reconnecting()
+        else:
+            self._run(self._check())
+
+    async def _check(self) -> None:
+        if self.agent.world.has(Switch.CHECK):
+            await super()._check()
 
     def _reconnected(self) -> None:
-        if self.agent.world.has(Switch.WATCH_ROOM):
+        if self.agent.world.has(Switch.LOOK_BACK):
             super()._reconnected()
         elif not self._ending.is_decided:
             for track in self._tracks():
@@ -225,8 +257,7 @@ class Agent(Process):
             return
         room.connect()
         self.spawn(self._sdk(room), "sdk")
-        if self.world.has(Switch.REMOVE_FIRST):
-            yield from self._remove_older(fences)
+        yield from self._remove_older(fences)
         if self.ending.is_decided:
             return
         if not self.baton.is_held:
@@ -259,7 +290,8 @@ class Agent(Process):
             return record is None or handing_over.owns(record, session) or handing_over.is_standby(record, session)
 
         async def remove(identity: str) -> None:
-            self.world.rooms.remove(session.room, identity)
+            if self.machine.has_rooms:
+                self.world.rooms.remove(session.room, identity)
 
         seen: Any = room
         fences = SwitchedFences(
@@ -282,12 +314,13 @@ class Agent(Process):
             self.world.answer(self, ask("fleet"))
 
         child: Any = Child(self)
-        dead_man = DeadMan(
+        dead_man = SwitchedDeadMan(
             child,
             ask=any_question,
             witness=lambda: self.world.has(Switch.WITNESS) and fences.is_witness,
             clock=lambda: round(self.world.now * 1e9),
         )
+        dead_man.agent = self
         while not (self.ending.is_decided and self.room is not None and not self.room.isconnected()):
             yield from self._do(dead_man._arm())
             yield sleep(self.world.tick)
@@ -712,14 +745,16 @@ class Agent(Process):
     def _remove_older(self, fences: Fences) -> Program:
         until = self.world.now + OUTLIVED
         while self.baton.is_held and fences._older and self.world.now < until:
-            yield from self._do(fences._take_out_older())
+            if self.world.has(Switch.REMOVE_FIRST):
+                yield from self._do(fences._take_out_older())
+            if not self.world.has(Switch.OUTLIVE):
+                return
             yield Until(lambda: not fences._older, _RETRY)
 
     @models("worker.call.talking:_clear_up")
     def _clear_up(self, fences: Fences) -> Program:
         yield sleep(LEFT)
-        if self.world.has(Switch.REMOVE_FIRST):
-            yield from self._remove_older(fences)
+        yield from self._remove_older(fences)
 
     # --- what the SDK does by itself ---
 

@@ -314,12 +314,13 @@ class Keeper(Process):
     @models("worker.fleet.endings:Endings.clear_up", "worker.fleet.ghosts:Ghosts.remove")
     def _clear_up(self, session: Session) -> None:
         # Nobody waits for it: what it does comes too late to be counted on.
-        if session.owner:
+        if session.owner and self.world.has(Switch.KEEPER_REMOVES):
             self.spawn(self._remove_ghost(session), "clear_up")
 
     def _remove_ghost(self, session: Session) -> Program:
         yield sleep(self.world.ghosts_stay)
-        self.world.rooms.remove(session.room, session.agent_identity)
+        if self.machine.has_rooms:
+            self.world.rooms.remove(session.room, session.agent_identity)
 
     # --- worker/fleet/reaper.py ---
 

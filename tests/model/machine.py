@@ -29,8 +29,17 @@ LATE = (
     "renew",
     "release",
     "confirm",
+    "stand_by",
+    "create",
+    "admit",
+    "publish",
+    "stamp_published",
+    "lead",
+    "leave",
+    "open_rooms",
+    "open_joins",
 )
-LOST = (*LATE, "stand_by", "create", "admit", "publish", "read", "lead")
+LOST = (*LATE, "read")
 ROOMS = ("room", "another room")
 
 Thing = TypeVar("Thing")

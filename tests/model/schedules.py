@@ -87,32 +87,27 @@ def a_write_arrives_after_its_writer_was_replaced(world: World) -> None:
     world.settle()
 
 
-@needs(Switch.DEAD_MAN, masks=(Switch.REMOVE_FIRST,), breaks="two agents heard in one room")
+@needs(Switch.DEAD_MAN, masks=(Switch.REMOVE_FIRST, Switch.KEEPER_REMOVES), breaks="two agents heard in one room")
 def a_machine_stands_still_and_goes_on(world: World) -> None:
     """Stopped until another machine has the call, then continued.
 
-    An agent that was taken out of the room is not heard when it continues, so the removal before speaking is off, and
-    the keeper's own removal, for which nobody waits, comes late.
+    An agent that was taken out of the room is not heard when it continues.
     """
     open_fleet(world)
     agent = begin_call(world)
-    world.ghosts_stay = 30.0
     world.stop_machine(agent.worker)
     world.until(lambda: next_is_heard(world, agent))
     world.resume_machine(agent.worker)
     world.settle()
 
 
-@needs(Switch.REMOVE_FIRST, breaks="two agents heard in one room")
+@needs(Switch.REMOVE_FIRST, masks=(Switch.OUTLIVE, Switch.KEEPER_REMOVES), breaks="two agents heard in one room")
 def a_machine_without_redis_stands_still_for_a_moment(world: World) -> None:
     """While it cannot reach Redis its room is its witness, so the dead-man timer is not due in the moment in which it
-    stands still and another machine takes the call.
-
-    The keeper's own removal, for which nobody waits, comes late.
+    stands still and another machine takes the call. Who outlives it needs not take it out, and the keeper may have.
     """
     open_fleet(world)
     agent = begin_call(world)
-    world.ghosts_stay = 30.0
     world.cut_redis(agent.machine)
     world.until(lambda: state_of(world, agent) is State.CONNECTING)
     world.stop(agent)
@@ -121,11 +116,72 @@ def a_machine_without_redis_stands_still_for_a_moment(world: World) -> None:
     world.settle()
 
 
-@needs(Switch.REMOVE_FIRST, breaks="two agents heard in one room")
+@needs(Switch.OUTLIVE, breaks="two agents heard in one room")
 def the_server_takes_nobody_out_when_a_machine_stands_still(world: World) -> None:
     """The same, and LiveKit refuses each removal. The successor waits until the switch of the other has gone off."""
     world.rooms.removes = False
     a_machine_without_redis_stands_still_for_a_moment(world)
+
+
+def _another_comes_to_a_room_that_nobody_is_taken_out_of(world: World) -> None:
+    world.rooms.removes = False
+    open_fleet(world)
+    agent = begin_call(world)
+    world.cut_redis(agent.machine)
+    world.until(lambda: next_is_heard(world, agent))
+    world.run(10)
+    world.settle()
+
+
+@needs(Switch.YIELD, masks=(Switch.OUTLIVE,), breaks="two agents heard in one room")
+def another_has_the_call_and_the_server_takes_nobody_out(world: World) -> None:
+    """The old agent cannot reach Redis, and has its room as witness. The successor would wait for its switch."""
+    _another_comes_to_a_room_that_nobody_is_taken_out_of(world)
+
+
+@needs(Switch.WITNESS_ALONE, masks=(Switch.YIELD,), breaks="two agents heard in one room")
+def another_waits_for_the_switch_of_one_that_stays(world: World) -> None:
+    """The same: whom the successor waits for is dead in time because its room is no witness any more.
+
+    It would have left when the other came.
+    """
+    _another_comes_to_a_room_that_nobody_is_taken_out_of(world)
+
+
+@needs(Switch.HOLDER_REMOVES, masks=(Switch.DEAD_MAN,), breaks="two agents heard in one room")
+def a_machine_is_suspended_before_it_joins_the_room(world: World) -> None:
+    """It goes on when another machine has the call, finds the younger agent there when it joins, of which no event
+    tells it, and cannot ask Redis. The kernel's timer does not count the time in which a virtual machine is suspended.
+    """
+    open_fleet(world)
+    world.join()
+    world.until(lambda: world.agents and world.agents[0].room)
+    agent = world.agents[0]
+    world.stop_machine(agent.worker)
+    world.until(lambda: next_is_heard(world, agent))
+    world.cut_redis(agent.machine)
+    world.resume_machine(agent.worker)
+    world.run(5)
+    world.settle()
+
+
+@needs(Switch.REFUSE, breaks="two agents heard in one room")
+def a_successor_loses_the_room_as_the_baton_is_passed(world: World) -> None:
+    """The answer is lost and the owner loses Redis, so it goes on once the successor is gone from the room, and cannot
+    take the call back before the successor is there again: that one has learnt that the call is its own.
+    """
+    open_fleet(world)
+    agent = begin_call(world)
+    world.hand_over(agent.session_id)
+    world.lose_answer("give")
+    world.until(lambda: agent.baton.is_given)
+    successor = next(each for each in world.agents if each is not agent)
+    world.cut_rooms(successor.machine)
+    world.cut_redis(agent.machine)
+    world.until(lambda: successor.is_talking and agent.is_audible, within=30)
+    world.mend_rooms(successor.machine)
+    world.run(3)
+    world.settle()
 
 
 def _a_partition_heals(world: World) -> None:
@@ -140,18 +196,59 @@ def _a_partition_heals(world: World) -> None:
     world.settle()
 
 
-@needs(Switch.WATCH_ROOM, breaks="two agents heard in one room")
+@needs(Switch.LOOK_BACK, masks=(Switch.YIELD, Switch.HOLDER_REMOVES), breaks="two agents heard in one room")
 def a_partition_heals_while_redis_stays_away(world: World) -> None:
     """The call goes to another machine; the old agent's SDK comes back by itself, with the token that the server has
     refreshed although it took the agent out, and Redis cannot be asked whose session it is.
+
+    The SDK tells of the younger agent right after it is back, and the holder takes the older one out again.
     """
     _a_partition_heals(world)
 
 
-@needs(Switch.MUTE_AND_CHECK, breaks="two agents heard in one room")
+@needs(Switch.MUTE, breaks="two agents heard in one room")
 def a_partition_heals_before_the_room_is_seen(world: World) -> None:
     """The same: the old agent's sound flows before it learns who else is in the room."""
     _a_partition_heals(world)
+
+
+@needs(Switch.WITNESS_CONNECTED, masks=(Switch.MUTE,), breaks="two agents heard in one room")
+def a_connection_is_reset_while_redis_is_away(world: World) -> None:
+    """The old agent knows that it has no room, so it is dead before another one has the call.
+
+    It would come back mute.
+    """
+    open_fleet(world)
+    agent = begin_call(world)
+    world.cut_redis(agent.machine)
+    world.cut_rooms(agent.machine, is_noticed=True)
+    world.until(lambda: next_is_heard(world, agent))
+    world.mend_rooms(agent.machine)
+    world.run(2)
+    world.settle()
+
+
+def _a_call_is_cancelled_between_two_owners(world: World) -> Agent:
+    """The session has no owner when it is left, and gets none; the old one still has its room as witness."""
+    open_fleet(world)
+    agent = begin_call(world)
+    world.cut_redis(agent.machine)
+    world.until(lambda: state_of(world, agent) is State.RECOVERING)
+    world.leave(agent.session_id)
+    world.run(2)
+    return agent
+
+
+@needs(Switch.CHECK, masks=(Switch.ROOM_CHECK, Switch.KEEPER_REMOVES), breaks="an agent without a session")
+def a_cancelled_call_is_back_after_a_reset(world: World) -> None:
+    """The machine reaches Redis again, and its connection to the room is reset. Nobody is younger there.
+
+    The keeper that gave the owner up has taken its agent out, and a look at the hold finds that it has none.
+    """
+    agent = _a_call_is_cancelled_between_two_owners(world)
+    world.cut_rooms(agent.machine, is_noticed=True)
+    world.mend(agent.machine)
+    world.settle()
 
 
 def _a_call_of_a_keeper_that_beats_later(world: World) -> None:
@@ -166,6 +263,17 @@ def _a_call_of_a_keeper_that_beats_later(world: World) -> None:
     for worker in world.workers[:2]:
         worker.draining = False
     world.run(20)
+
+
+@needs(Switch.KEEPER_REMOVES, masks=(Switch.ROOM_CHECK,), breaks="an agent without a session")
+def a_cancelled_call_has_kept_its_room(world: World) -> None:
+    """The machine reaches Redis again, and nobody comes in the place of its agent, which has no reason to ask.
+
+    A look at the hold finds that it has none.
+    """
+    agent = _a_call_is_cancelled_between_two_owners(world)
+    world.mend(agent.machine)
+    world.settle()
 
 
 @needs(Switch.WITNESS, breaks="a call that dies of an outage of Redis")
@@ -336,3 +444,9 @@ def redis_is_emptied_while_a_call_is_cut_off_from_it(world: World) -> None:
     join_at_last(world)
     world.run(5)
     world.settle()
+
+
+@needs(Switch.WITNESS_BOUND, breaks="two sessions in one room")
+def redis_is_emptied_and_a_call_stays_cut_off_from_it(world: World) -> None:
+    """Joins wait for the longest that such a call may live, and no longer."""
+    redis_is_emptied_while_a_call_is_cut_off_from_it(world)

@@ -1,4 +1,4 @@
-"""What the model can do without: the five fences, and the rules beside them."""
+"""What the model can do without: each part of the five fences, and the rules beside them."""
 
 from enum import StrEnum
 
@@ -12,13 +12,31 @@ class Switch(StrEnum):
     DEAD_MAN = "dead-man timer"
     #: Fence 3: a successor takes the older agents out of the room before it speaks.
     REMOVE_FIRST = "removal before speaking"
-    #: Fence 4: who holds the call takes out an older agent that it sees, and leaves when it sees a younger one.
-    WATCH_ROOM = "watch of the room"
-    #: Fence 5: an agent that reconnects is mute, and asks whose session it is.
-    MUTE_AND_CHECK = "mute and check"
+    #: Fence 3: and waits until it sees none there, or until whom it cannot take out is dead.
+    OUTLIVE = "outliving"
+    #: Fence 4: who holds the call takes out an older agent that comes into the room.
+    HOLDER_REMOVES = "removal on sight"
+    #: Fence 4: an agent leaves when a younger one comes into the room.
+    YIELD = "leaving on sight"
+    #: Fence 4: a successor that was seen to be gone before it took the call is a younger one again.
+    REFUSE = "withdrawn offer"
+    #: Fence 5: an agent that reconnects is mute.
+    MUTE = "mute"
+    #: Fence 5: and asks whose session it is.
+    CHECK = "check"
+    #: Fence 5: and looks for a younger one before it is heard again.
+    LOOK_BACK = "look back"
 
-    #: While Redis does not answer, a room without a younger agent keeps the dead-man timer from going off.
+    #: While Redis does not answer, the room keeps the dead-man timer from going off.
     WITNESS = "witness"
+    #: Only a room that is connected does.
+    WITNESS_CONNECTED = "connected witness"
+    #: Only a room without a younger agent does.
+    WITNESS_ALONE = "witness without a younger one"
+    #: And for `times.WITNESS` seconds at most.
+    WITNESS_BOUND = "end of the witness"
+    #: A keeper takes the agent of a session whose owner it has given up out of the room.
+    KEEPER_REMOVES = "removal by the keeper"
     #: The reaper judges only after it has seen Redis without a break for a whole lease.
     WHOLE_LEASE = "a whole lease of Redis"
     #: Joins stay closed for a lease after Redis was found empty.
@@ -43,7 +61,12 @@ FENCES = (
     Switch.EPOCH_CHECKS,
     Switch.DEAD_MAN,
     Switch.REMOVE_FIRST,
-    Switch.WATCH_ROOM,
-    Switch.MUTE_AND_CHECK,
+    Switch.OUTLIVE,
+    Switch.HOLDER_REMOVES,
+    Switch.YIELD,
+    Switch.REFUSE,
+    Switch.MUTE,
+    Switch.CHECK,
+    Switch.LOOK_BACK,
 )
 RULES = tuple(part for part in Switch if part not in FENCES)
