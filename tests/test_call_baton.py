@@ -104,6 +104,18 @@ async def test_a_sentence_that_is_said_while_the_baton_is_being_taken_is_answere
     assert await parked is True
 
 
+async def test_who_answers_takes_no_stored_turn_for_the_last_owner_s() -> None:
+    listener = Listener()
+    listener.baton.take(is_open=True)
+    listener.baton.user_state_changed(True)
+    listener.after(1)
+    # The turn before, which this agent has stored itself, is read back in the middle of the next one.
+    listener.baton.owner_committed()
+    listener.baton.user_state_changed(False)
+    listener.after(0.4)
+    assert await listener.baton.may_answer() is True
+
+
 async def test_who_is_giving_the_baton_parks_what_it_hears_until_it_is_known_who_answers() -> None:
     baton = Baton(is_held=True)
     assert await baton.may_answer() is True

@@ -19,11 +19,13 @@ from worker.call.commands import SOCKET_TIMEOUT
 from worker.call.ending import Ending
 from worker.call.handing_over import Giver, Messages, Successor, Wish
 from worker.call.own_record import OwnRecord
+from worker.call.talking import _Talk
 from worker.conversation.transcript import Transcript, Turn
 from worker.fleet import admission, handing_over, record_moves, records, workers
 from worker.fleet.actions import Actions
 from worker.fleet.child import Child
 from worker.fleet.endings import Endings
+from worker.fleet.errors import StateUnavailable
 from worker.fleet.recovery import Recovery
 from worker.fleet.redis_operations import connect, connect_async, run
 from worker.fleet.session import Reason, Session, State
@@ -184,6 +186,20 @@ async def passing(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Taking:
+    """What taking the baton needs of a service."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.session, self.ending, self.record = agent.session, agent.ending, agent.record
+
+
+class Unreadable:
+    """A conversation in a Redis that has gone away."""
+
+    async def load(self) -> entities.Session:
+        raise StateUnavailable
 
 
 async def until(is_so: Callable[[], bool], *, within: float) -> float:
@@ -423,3 +439,18 @@ async def test_a_successor_has_followed_the_conversation_when_redis_is_lost_afte
             assert await asyncio.wait_for(parked, 3) is False
             agent.ending.supersede()
             await listening
+
+
+async def test_a_successor_that_went_on_with_what_it_had_followed_follows_no_longer(
+    redis_url: str, client: "redis.Redis"
+) -> None:
+    live = live_session(client)
+    async with successor_of(redis_url, client, live) as (agent, successor):
+        pass_on(client, live, agent.session)
+        talk = _Talk(Taking(agent), None, None, None, None, Unreadable())  # type: ignore[arg-type]
+        listening = asyncio.create_task(successor.listen())
+        await talk._catch_up(successor)
+        turn = Turn(item_id="1", role="user", at=0.0, turn_id="1", text="its own", specialist="desk")
+        run(client, records.append_turn(agent.session, asdict(turn), lifetime=HOLD))
+        await asyncio.wait_for(listening, 3)
+        assert successor.followed().messages == ()

@@ -106,7 +106,9 @@ class Baton:
         self._change()
 
     def owner_committed(self) -> None:
-        """The owner has made a turn of the caller's its own."""
+        """The owner has made a turn of the caller's its own; who answers itself is told of its own turns by that."""
+        if self._held.is_set():
+            return
         self._committed_at = self._clock()
         self._change()
 

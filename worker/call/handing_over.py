@@ -386,6 +386,10 @@ class Successor:
                 self._note([(entry, json.loads(fields["turn"])) for entry, fields in entries], is_before=is_before)
             is_before = False
 
+    def listen_no_longer(self) -> None:
+        """What is stored from here on is this agent's own."""
+        self._is_caught_up = True
+
     def followed(self) -> entities.Session:
         """The conversation as far as it was followed: what there is while Redis is away."""
         return replace(
@@ -401,7 +405,7 @@ class Successor:
 
         def parse(raw: Any) -> None:
             self._note(step.parse(raw))
-            self._is_caught_up = True
+            self.listen_no_longer()
 
         return Operation(script=step.script, keys=step.keys, arguments=step.arguments, parse=parse)
 
