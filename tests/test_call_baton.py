@@ -174,6 +174,36 @@ def test_a_sound_without_words_keeps_the_baton_for_three_seconds() -> None:
     assert baton.is_between_turns(heard_since=heard_since)
 
 
+async def test_a_turn_whose_words_come_late_keeps_the_baton_until_it_is_answered() -> None:
+    clock = Clock()
+    baton = Baton(is_held=True, clock=clock)
+    heard_since = clock.now
+    baton.user_state_changed(True)
+    clock.now += 1
+    baton.user_state_changed(False)
+    baton.recognition.asked()
+    clock.now += 5.5
+    assert not baton.is_between_turns(heard_since=heard_since), "the words are still to come"
+    assert baton.is_open
+    baton.recognition.told()
+    clock.now += 0.5
+    assert not baton.is_between_turns(heard_since=heard_since), "the turn is just ending"
+    assert await baton.may_answer()
+
+
+def test_a_sound_of_which_recognition_brought_no_words_keeps_the_baton_for_three_seconds_more() -> None:
+    clock = Clock()
+    baton = Baton(is_held=True, clock=clock)
+    baton.user_state_changed(True)
+    baton.user_state_changed(False)
+    baton.recognition.asked()
+    clock.now += 5
+    baton.recognition.told()
+    clock.now += 3.1
+    assert baton.is_between_turns(heard_since=0)
+    assert not baton.is_open
+
+
 def test_audio_flows_after_six_frames_without_a_gap() -> None:
     baton, clock = Baton(is_held=False), Clock()
     baton.ear._clock = clock
