@@ -104,6 +104,16 @@ async def test_a_sentence_that_is_said_while_the_baton_is_being_taken_is_answere
     assert await parked is True
 
 
+async def test_a_turn_that_begins_after_the_owner_s_last_one_is_answered_also_when_that_is_read_late() -> None:
+    listener = Listener()
+    committed_at = listener.baton.now()
+    listener.after(0.2)
+    parked = await listener.hear()
+    listener.baton.owner_committed(at=committed_at)
+    listener.baton.take(is_open=True)
+    assert await parked is True
+
+
 async def test_who_answers_takes_no_stored_turn_for_the_last_owner_s() -> None:
     listener = Listener()
     listener.baton.take(is_open=True)

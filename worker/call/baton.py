@@ -108,7 +108,7 @@ class Baton:
     def take(self, *, is_open: bool, passed_at: float | None = None) -> None:
         """Answer from here on; `is_open` tells whether the caller was in the middle of a turn when it was passed.
 
-        That was heard at `passed_at`, as `now` counts, or just now. What the caller has said since then is this
+        That was done at `passed_at`, as `now` counts, or just now. What the caller has said since then is this
         agent's to answer, also when taking it has lasted.
         """
         self.taken_at = time.monotonic()
@@ -130,11 +130,14 @@ class Baton:
         self.is_given = self._is_lost = True
         self._change()
 
-    def owner_committed(self) -> None:
-        """The owner has made a turn of the caller's its own; who answers itself is told of its own turns by that."""
+    def owner_committed(self, *, at: float | None = None) -> None:
+        """The owner has made a turn of the caller's its own, at this moment as `now` counts, or just now.
+
+        Who answers itself is told of its own turns by that.
+        """
         if self._held.is_set():
             return
-        self._committed_at = self._clock()
+        self._committed_at = max(self._committed_at, at or self._clock())
         self._change()
 
     def user_state_changed(self, is_speaking: bool) -> None:
