@@ -110,3 +110,19 @@ async def test_an_owner_that_has_stepped_down_takes_nothing_back(
         await agent.record.end()
         assert agent.record.is_sure.is_set()
     assert handing_over.owns(read(client, live), successor)
+
+
+async def test_a_damaged_record_that_was_taken_back_leaves_no_doubt_whose_it_is(
+    client: "redis.Redis", redis_url: str, live: Session
+) -> None:
+    successor = standing_by(client, live)
+    pass_on(client, live, successor)
+    record = f"muster:{{s:{live.session_id}}}:record"
+    client.hset(record, "metadata", "no JSON")
+    async with connect_async(redis_url) as own_client:
+        agent = Agent(live, own_client, Baton(is_held=True))
+        agent.record.doubt(record_moves.take_back(live, offered=successor.epoch))
+        await agent.record.be_sure()
+        assert agent.record.is_sure.is_set()
+        assert not agent.ending.is_decided
+    assert client.hmget(record, "epoch", "owner") == [str(live.epoch), live.owner]

@@ -279,6 +279,7 @@ class Call:
             self._say(self._settings.apology)
         else:
             self._farewell = asyncio.create_task(self._say_farewell())
+            self._farewell.add_done_callback(self._ending.guard(_require))
 
     async def _say_farewell(self) -> None:
         handle = self._say(self._settings.farewell, interruptible=False)

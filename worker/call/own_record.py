@@ -132,6 +132,9 @@ class OwnRecord:
             # It has another owner, for whom it was recovered from the successor.
             self._ending.supersede()
             self._ending.superseded = True
+        except RecordUnreadable:
+            # Of a step that was refused there is no record to read: this one was done.
+            logger.exception("the record is damaged", extra={"session": self._session.session_id})
 
     @property
     def goes_on(self) -> bool:
