@@ -104,6 +104,28 @@ async def test_a_sentence_that_is_said_while_the_baton_is_being_taken_is_answere
     assert await parked is True
 
 
+async def test_a_turn_that_begins_after_the_owner_s_last_one_is_answered_also_when_that_is_read_late() -> None:
+    listener = Listener()
+    committed_at = listener.baton.now()
+    listener.after(0.2)
+    parked = await listener.hear()
+    listener.baton.owner_committed(at=committed_at)
+    listener.baton.take(is_open=True)
+    assert await parked is True
+
+
+async def test_who_answers_takes_no_stored_turn_for_the_last_owner_s() -> None:
+    listener = Listener()
+    listener.baton.take(is_open=True)
+    listener.baton.user_state_changed(True)
+    listener.after(1)
+    # The turn before, which this agent has stored itself, is read back in the middle of the next one.
+    listener.baton.owner_committed()
+    listener.baton.user_state_changed(False)
+    listener.after(0.4)
+    assert await listener.baton.may_answer() is True
+
+
 async def test_who_is_giving_the_baton_parks_what_it_hears_until_it_is_known_who_answers() -> None:
     baton = Baton(is_held=True)
     assert await baton.may_answer() is True
@@ -160,6 +182,36 @@ def test_a_sound_without_words_keeps_the_baton_for_three_seconds() -> None:
     assert not baton.is_between_turns(heard_since=heard_since)
     clock.now += 3.1
     assert baton.is_between_turns(heard_since=heard_since)
+
+
+async def test_a_turn_whose_words_come_late_keeps_the_baton_until_it_is_answered() -> None:
+    clock = Clock()
+    baton = Baton(is_held=True, clock=clock)
+    heard_since = clock.now
+    baton.user_state_changed(True)
+    clock.now += 1
+    baton.user_state_changed(False)
+    baton.recognition.asked()
+    clock.now += 5.5
+    assert not baton.is_between_turns(heard_since=heard_since), "the words are still to come"
+    assert baton.is_open
+    baton.recognition.told()
+    clock.now += 0.5
+    assert not baton.is_between_turns(heard_since=heard_since), "the turn is just ending"
+    assert await baton.may_answer()
+
+
+def test_a_sound_of_which_recognition_brought_no_words_keeps_the_baton_for_three_seconds_more() -> None:
+    clock = Clock()
+    baton = Baton(is_held=True, clock=clock)
+    baton.user_state_changed(True)
+    baton.user_state_changed(False)
+    baton.recognition.asked()
+    clock.now += 5
+    baton.recognition.told()
+    clock.now += 3.1
+    assert baton.is_between_turns(heard_since=0)
+    assert not baton.is_open
 
 
 def test_audio_flows_after_six_frames_without_a_gap() -> None:

@@ -15,15 +15,17 @@ from tests.fleet_sessions import new_session
 from tests.redis_server import RedisServer
 from worker.call.agreeing import Verdict
 from worker.call.baton import Baton
-from worker.call.commands import SOCKET_TIMEOUT
+from worker.call.commands import SOCKET_TIMEOUT, commands
 from worker.call.ending import Ending
 from worker.call.handing_over import Giver, Messages, Successor, Wish
 from worker.call.own_record import OwnRecord
+from worker.call.talking import _Talk
 from worker.conversation.transcript import Transcript, Turn
 from worker.fleet import admission, handing_over, record_moves, records, workers
 from worker.fleet.actions import Actions
 from worker.fleet.child import Child
 from worker.fleet.endings import Endings
+from worker.fleet.errors import StateUnavailable
 from worker.fleet.recovery import Recovery
 from worker.fleet.redis_operations import connect, connect_async, run
 from worker.fleet.session import Reason, Session, State
@@ -184,6 +186,20 @@ async def passing(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Taking:
+    """What taking the baton needs of a service."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.session, self.ending, self.record = agent.session, agent.ending, agent.record
+
+
+class Unreadable:
+    """A conversation in a Redis that has gone away."""
+
+    async def load(self) -> entities.Session:
+        raise StateUnavailable
 
 
 async def until(is_so: Callable[[], bool], *, within: float) -> float:
@@ -423,3 +439,76 @@ async def test_a_successor_has_followed_the_conversation_when_redis_is_lost_afte
             assert await asyncio.wait_for(parked, 3) is False
             agent.ending.supersede()
             await listening
+
+
+async def test_a_successor_that_went_on_with_what_it_had_followed_follows_no_longer(
+    redis_url: str, client: "redis.Redis"
+) -> None:
+    live = live_session(client)
+    async with successor_of(redis_url, client, live) as (agent, successor):
+        pass_on(client, live, agent.session)
+        talk = _Talk(Taking(agent), None, None, None, None, Unreadable())  # type: ignore[arg-type]
+        listening = asyncio.create_task(successor.listen())
+        await talk._catch_up(successor)
+        turn = Turn(item_id="1", role="user", at=0.0, turn_id="1", text="its own", specialist="desk")
+        run(client, records.append_turn(agent.session, asdict(turn), lifetime=HOLD))
+        await asyncio.wait_for(listening, 3)
+        assert successor.followed().messages == ()
+
+
+async def hear(agent: Agent) -> "asyncio.Task[bool]":
+    """A turn of the caller's that is over, and parked."""
+    agent.baton.user_state_changed(True)
+    await asyncio.sleep(0.1)
+    agent.baton.user_state_changed(False)
+    parked = asyncio.create_task(agent.baton.may_answer())
+    await asyncio.sleep(0.1)
+    return parked
+
+
+async def ready(agent: Agent, successor: Successor, client: "redis.Redis") -> "asyncio.Task[None]":
+    agent.baton.ear.hears.set()
+    standing = asyncio.create_task(successor.stand_by())
+    await until(lambda: client.xlen(records.commands_key(agent.session.session_id)) == 1, within=3)
+    return standing
+
+
+async def read_commands(agent: Agent, successor: Successor) -> None:
+    async with asyncio.timeout(3):
+        async for command in commands(agent.session.session_id, agent.client):
+            successor._messages.hear(command, epoch=agent.session.epoch, wish=Wish())
+            if successor._messages.passed.is_set():
+                return
+
+
+async def test_what_is_said_after_the_pass_is_answered_also_by_one_who_reads_of_it_late(
+    redis_url: str, client: "redis.Redis"
+) -> None:
+    live = live_session(client)
+    async with successor_of(redis_url, client, live) as (agent, successor):
+        standing = await ready(agent, successor, client)
+        pass_on(client, live, agent.session)
+        await asyncio.sleep(0.1)
+        parked = await hear(agent)
+        await read_commands(agent, successor)
+        await standing
+        agent.baton.take(is_open=False, passed_at=successor.passed_at)
+        assert await asyncio.wait_for(parked, 3) is True
+
+
+async def test_what_is_said_after_the_owner_s_last_turn_is_answered_also_by_one_who_reads_that_late(
+    redis_url: str, client: "redis.Redis"
+) -> None:
+    live = live_session(client)
+    async with successor_of(redis_url, client, live) as (agent, successor):
+        standing = await ready(agent, successor, client)
+        turn = Turn(item_id="1", role="user", at=0.0, turn_id="1", text="hello", specialist="desk")
+        run(client, records.append_turn(live, asdict(turn), lifetime=HOLD))
+        await asyncio.sleep(0.1)
+        parked = await hear(agent)
+        pass_on(client, live, agent.session)
+        await read_commands(agent, successor)
+        await standing
+        await agent.record.insist(successor.notes())
+        agent.baton.take(is_open=True, passed_at=successor.passed_at)
+        assert await asyncio.wait_for(parked, 3) is True

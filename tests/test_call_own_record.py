@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 import pytest
 import redis
 
-from tests.test_call_giving import Agent, live_session
+from tests.test_call_giving import Agent, live_session, pass_on, read, standing_by
 from worker.call.baton import Baton
 from worker.call.claiming import Claiming
-from worker.fleet import admission, record_moves
+from worker.fleet import admission, handing_over, record_moves
 from worker.fleet.errors import StaleEpoch
 from worker.fleet.redis_operations import connect, connect_async, run
 from worker.fleet.session import Reason, Session, worker_of
@@ -95,3 +95,34 @@ async def test_of_two_processes_of_one_worker_that_claim_an_epoch_only_the_last_
     with pytest.raises(StaleEpoch):
         run(client, record_moves.end(owners[0], Reason.LEFT))
     run(client, record_moves.end(owners[1], Reason.LEFT))
+
+
+async def test_an_owner_that_has_stepped_down_takes_nothing_back(
+    client: "redis.Redis", redis_url: str, live: Session
+) -> None:
+    successor = standing_by(client, live)
+    pass_on(client, live, successor)
+    async with connect_async(redis_url) as own_client:
+        agent = Agent(live, own_client, Baton(is_held=True))
+        agent.record.doubt(record_moves.take_back(live, offered=successor.epoch))
+        agent.ending.supersede()
+        await agent.record.settle()
+        await agent.record.end()
+        assert agent.record.is_sure.is_set()
+    assert handing_over.owns(read(client, live), successor)
+
+
+async def test_a_damaged_record_that_was_taken_back_leaves_no_doubt_whose_it_is(
+    client: "redis.Redis", redis_url: str, live: Session
+) -> None:
+    successor = standing_by(client, live)
+    pass_on(client, live, successor)
+    record = f"muster:{{s:{live.session_id}}}:record"
+    client.hset(record, "metadata", "no JSON")
+    async with connect_async(redis_url) as own_client:
+        agent = Agent(live, own_client, Baton(is_held=True))
+        agent.record.doubt(record_moves.take_back(live, offered=successor.epoch))
+        await agent.record.be_sure()
+        assert agent.record.is_sure.is_set()
+        assert not agent.ending.is_decided
+    assert client.hmget(record, "epoch", "owner") == [str(live.epoch), live.owner]

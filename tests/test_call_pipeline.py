@@ -1,6 +1,7 @@
 """The pipeline of a call without a room: recorded speech in real time, a scripted recogniser, a scripted model."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from tests.scripted_llm import ScriptedLLM, says
 from tests.scripted_stt import ScriptedSTT
 from tests.test_call_knowledge import CALL
 from worker.call.agent_llm import AgentLLM
+from worker.call.baton import Recognition
 from worker.call.pipeline import open_pipeline
 from worker.call.providers import Providers
 from worker.call.settings import CallSettings
@@ -55,6 +57,7 @@ class Call:
     model: ScriptedLLM
     said: list[tuple[str, str]]
     answered: asyncio.Event
+    recognition: Recognition
 
 
 @asynccontextmanager
@@ -66,8 +69,10 @@ async def call(samples: Samples, recogniser: ScriptedSTT, *answers: str) -> Asyn
         stt=recogniser, tts=elevenlabs.TTS(api_key="unused"), openai=AsyncOpenAI(api_key="unused"), voices=()
     )
     settings = CallSettings.from_env(CALL | PATIENT)
-    session: AgentSession[None] = open_pipeline(settings, providers, AgentLLM(agent, observe=_ignore, warm=_warm))
-    ongoing = Call(model, [], asyncio.Event())
+    recognition = Recognition(time.time)
+    agent_llm = AgentLLM(agent, observe=_ignore, warm=_warm)
+    session: AgentSession[None] = open_pipeline(settings, providers, agent_llm, recognition=recognition)
+    ongoing = Call(model, [], asyncio.Event(), recognition)
 
     def item_added(event: ConversationItemAddedEvent) -> None:
         if isinstance(event.item, llm.ChatMessage):
@@ -117,8 +122,10 @@ async def test_words_that_come_late_are_heard_once(pieces: Sequence[Samples]) ->
     async with call(line(0.5, pieces[0], 4.0), recogniser, "We open at nine.") as ongoing:
         await recogniser.asked.acquire()
         await asyncio.sleep(1.5)
+        assert ongoing.recognition.is_due
         answered.set()
         await ongoing.answered.wait()
         await asyncio.sleep(0.5)
+        assert not ongoing.recognition.is_due
     assert ongoing.said == [("user", "When do you open?"), ("assistant", "We open at nine.")]
     assert len(ongoing.model.requests) == 1

@@ -1,6 +1,7 @@
 """Early recognition on recorded speech: real voice activity detection, and a recogniser that plays a script."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -10,6 +11,7 @@ from livekit.agents import APIConnectionError, APIConnectOptions, APIError, infe
 from local.audio import SAMPLE_RATE, Samples, frames_of
 from tests.recorded_speech import SHORT, line, recorded_pieces
 from tests.scripted_stt import ScriptedSTT
+from worker.call.baton import Recognition
 from worker.call.early_stt import EarlySTT
 
 ONCE = APIConnectOptions(max_retry=0, timeout=5)
@@ -20,9 +22,11 @@ END, FINAL = stt.SpeechEventType.END_OF_SPEECH, stt.SpeechEventType.FINAL_TRANSC
 pieces = pytest.fixture(scope="module")(recorded_pieces)
 
 
-async def events_of(samples: Samples, recogniser: ScriptedSTT, *, early: int = 3) -> list[tuple[object, str]]:
+async def events_of(
+    samples: Samples, recogniser: ScriptedSTT, *, early: int = 3, recognition: Recognition | None = None
+) -> list[tuple[object, str]]:
     """Kind and words of each event, as fast as voice activity detection goes."""
-    early_stt = EarlySTT(recogniser, vad=inference.VAD(), early=early)
+    early_stt = EarlySTT(recogniser, vad=inference.VAD(), early=early, recognition=recognition)
     events: list[tuple[object, str]] = []
     async with asyncio.timeout(30), early_stt.stream(conn_options=ONCE) as stream:
         for samples_of_frame in frames_of(samples):
@@ -73,6 +77,25 @@ async def test_words_that_come_after_the_end_of_the_utterance_are_told_once(piec
     answered.set()
     assert await listening == [(START, ""), (END, ""), (FINAL, "One.")]
     assert len(recogniser.heard) == 1
+
+
+async def test_words_are_due_from_the_end_of_the_utterance_until_they_have_come(pieces: Sequence[Samples]) -> None:
+    answered, recognition = asyncio.Event(), Recognition(time.time)
+    recogniser = ScriptedSTT((answered, ""))
+    listening = asyncio.create_task(events_of(line(0.5, pieces[0], 1.0), recogniser, recognition=recognition))
+    await asyncio.sleep(1)
+    assert recognition.is_due
+    answered.set()
+    await listening
+    assert not recognition.is_due
+
+
+async def test_words_that_cannot_be_had_are_not_due(pieces: Sequence[Samples]) -> None:
+    recognition = Recognition(time.time)
+    recogniser = ScriptedSTT(APIConnectionError("broken"), APIConnectionError("broken"))
+    with pytest.raises(APIError):
+        await events_of(line(0.5, pieces[0], 1.0), recogniser, recognition=recognition)
+    assert recognition.told_at and not recognition.is_due
 
 
 async def test_an_utterance_makes_no_more_early_requests_than_allowed(pieces: Sequence[Samples]) -> None:

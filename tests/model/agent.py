@@ -632,15 +632,14 @@ class Agent(Process):
 
     @models("worker.call.own_record:OwnRecord.be_sure", "worker.call.own_record:OwnRecord.doubt")
     def _be_sure(self) -> Program:
-        if self._doubt is None:
-            return
-        try:
-            yield from self._insist(self._doubt)
-        except SessionNotFound:
-            pass
-        except MoveRefused:
-            self.ending.supersede()
-            self.ending.superseded = True
+        if self._doubt is not None and not self.ending.superseded:
+            try:
+                yield from self._insist(self._doubt)
+            except SessionNotFound:
+                pass
+            except MoveRefused:
+                self.ending.supersede()
+                self.ending.superseded = True
         self._doubt = None
 
     @models("worker.call.own_record:OwnRecord._see_taken_back")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 #: Seconds a turn may be between its end and the reply before it counts as one that gets none.
 _REPLY_BEGINS = 5.0
-#: Seconds after which what sounded like speech and brought no words is no turn.
+#: Seconds after which what sounded like speech and brought no words, or words that were no turn, is none.
 _WORDLESS = 3.0
 #: Frames without a gap from which on the caller's audio flows: behind the first one is a gap of up to half a second.
 _STEADY_FRAMES = 6
@@ -37,6 +37,30 @@ class Ear:
             self.hears.set()
 
 
+class Recognition:
+    """Whether words are still to come of what the caller has said: a recogniser may be slow."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._due = 0
+        #: When the last words came, or were known not to.
+        self.told_at = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether an utterance that is over is being recognised."""
+        return self._due > 0
+
+    def asked(self) -> None:
+        """An utterance is over, and its words are asked for."""
+        self._due += 1
+
+    def told(self) -> None:
+        """They have come, or never will."""
+        self._due -= 1
+        self.told_at = self._clock()
+
+
 @dataclass
 class _Speech:
     """The turn that the caller is in the middle of, and when they were last heard to stop."""
@@ -54,6 +78,7 @@ class Baton:
 
     def __init__(self, *, is_held: bool, clock: Callable[[], float] = time.time) -> None:
         self.ear = Ear()
+        self.recognition = Recognition(clock)
         #: Whether it is being passed on, or was.
         self.is_given = False
         self._is_lost = False
@@ -83,7 +108,7 @@ class Baton:
     def take(self, *, is_open: bool, passed_at: float | None = None) -> None:
         """Answer from here on; `is_open` tells whether the caller was in the middle of a turn when it was passed.
 
-        That was heard at `passed_at`, as `now` counts, or just now. What the caller has said since then is this
+        That was done at `passed_at`, as `now` counts, or just now. What the caller has said since then is this
         agent's to answer, also when taking it has lasted.
         """
         self.taken_at = time.monotonic()
@@ -105,9 +130,14 @@ class Baton:
         self.is_given = self._is_lost = True
         self._change()
 
-    def owner_committed(self) -> None:
-        """The owner has made a turn of the caller's its own."""
-        self._committed_at = self._clock()
+    def owner_committed(self, *, at: float | None = None) -> None:
+        """The owner has made a turn of the caller's its own, at this moment as `now` counts, or just now.
+
+        Who answers itself is told of its own turns by that.
+        """
+        if self._held.is_set():
+            return
+        self._committed_at = max(self._committed_at, at or self._clock())
         self._change()
 
     def user_state_changed(self, is_speaking: bool) -> None:
@@ -151,13 +181,20 @@ class Baton:
 
     def is_between_turns(self, *, heard_since: float) -> bool:
         """Whether nothing is to be answered but what the caller has begun to say after `heard_since`."""
-        now, speech = self._clock(), self._speech
-        if speech.begun_at is not None and not speech.is_audible and now - speech.paused_at > _WORDLESS:
+        now = self._clock()
+        if self._is_wordless(now):
             self._speech = _Speech()
         if self._answering_since is not None and now - self._answering_since < _REPLY_BEGINS:
             return False
         begun_at = self._speech.begun_at
         return begun_at is None or begun_at > heard_since
+
+    def _is_wordless(self, now: float) -> bool:
+        """Whether what was heard is no turn: nothing has come of it, and nothing will."""
+        speech, recognition = self._speech, self.recognition
+        if speech.begun_at is None or speech.is_audible or recognition.is_due:
+            return False
+        return now - max(speech.paused_at, recognition.told_at) > _WORDLESS
 
     @property
     def is_open(self) -> bool:

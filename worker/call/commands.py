@@ -21,7 +21,10 @@ SOCKET_TIMEOUT = 5.0
 
 
 async def commands(session_id: str, client: "redis.asyncio.Redis") -> AsyncIterator[Mapping[str, str]]:
-    """Every command of the session from its first on, in order; goes on after an outage of Redis."""
+    """Every command of the session from its first on, in order; goes on after an outage of Redis.
+
+    The stream id of each is its `entry`.
+    """
     key, cursor = records.commands_key(session_id), "0-0"
     this = asyncio.current_task()
     # Up to Python 3.11 `asyncio.wait_for`, with which the Redis client sends, may swallow a cancellation.
@@ -36,4 +39,4 @@ async def commands(session_id: str, client: "redis.asyncio.Redis") -> AsyncItera
         for _, entries in answer:
             for entry, command in entries:
                 cursor = entry
-                yield command
+                yield {**command, "entry": entry}

@@ -34,6 +34,18 @@ class Listener(Protocol):
         ...
 
 
+class Recognition(Protocol):
+    """Who is told whether words are still to come."""
+
+    def asked(self) -> None:
+        """An utterance is over, and its words are asked for."""
+        ...
+
+    def told(self) -> None:
+        """They have come, or never will."""
+        ...
+
+
 class EarlySTT(stt.STT[Any]):
     """A streaming recogniser around any that takes a whole recording, cut into utterances by `vad`.
 
@@ -42,12 +54,21 @@ class EarlySTT(stt.STT[Any]):
     it is dropped. An utterance makes one request, and one more for each short silence inside it, up to `early`.
     """
 
-    def __init__(self, inner: stt.STT[Any], *, vad: vad.VAD, early: int, listener: Listener | None = None) -> None:
+    def __init__(
+        self,
+        inner: stt.STT[Any],
+        *,
+        vad: vad.VAD,
+        early: int,
+        listener: Listener | None = None,
+        recognition: Recognition | None = None,
+    ) -> None:
         super().__init__(capabilities=stt.STTCapabilities(streaming=True, interim_results=False))
         self.inner = inner
         self.vad = vad
         self.early = early
         self.listener = listener
+        self.recognition = recognition
         inner.on("metrics_collected", self._tell_metrics)
 
     @property
@@ -125,6 +146,7 @@ class _EarlyStream(stt.RecognizeStream):
         self._utterance: list[rtc.AudioFrame] = []
         self._early: _Recognition | None = None
         self._early_left = 0
+        self._due = 0
         self._is_speaking = False
         tasks = [
             asyncio.create_task(work, name=f"early-stt-{name}")
@@ -137,6 +159,8 @@ class _EarlyStream(stt.RecognizeStream):
         try:
             await asyncio.gather(*tasks)
         finally:
+            while self._due:
+                self._told()
             await utils.aio.cancel_and_wait(*tasks, *self._requests)
             await activity.aclose()
 
@@ -190,6 +214,17 @@ class _EarlyStream(stt.RecognizeStream):
             recognition = self._request(event.frames)
         recognition.is_open, recognition.speech_ended_at = False, ended_at
         self._results.send_nowait((stt.SpeechEventType.FINAL_TRANSCRIPT, recognition))
+        self._asked()
+
+    def _asked(self) -> None:
+        self._due += 1
+        if self._early_stt.recognition is not None:
+            self._early_stt.recognition.asked()
+
+    def _told(self) -> None:
+        self._due -= 1
+        if self._early_stt.recognition is not None:
+            self._early_stt.recognition.told()
 
     def _drop_early(self) -> None:
         if self._early is not None:
@@ -212,6 +247,7 @@ class _EarlyStream(stt.RecognizeStream):
             await asyncio.wait({recognition.task})
             if kind is stt.SpeechEventType.FINAL_TRANSCRIPT:
                 self._send(kind, recognition)
+                self._told()
             # Words that came when the utterance was over are told once, as its final ones.
             elif recognition.is_open:
                 try:

@@ -17,6 +17,7 @@ from graphs.memory import Memory
 from worker.call.agreeing import Verdict
 from worker.call.baton import Baton
 from worker.call.ending import Ending
+from worker.call.moments import Moments
 from worker.call.own_record import OwnRecord
 from worker.conversation.continuing import replay
 from worker.fleet import handing_over, record_moves, records, workers
@@ -90,6 +91,8 @@ class Messages:
     #: Set when the baton was passed to this agent; `is_open` tells whether in the middle of the caller's turn.
     passed: asyncio.Event
     is_open: bool = True
+    #: The stream id of the command that said so.
+    passed_in: str = ""
 
     @classmethod
     def none(cls) -> "Messages":
@@ -102,7 +105,7 @@ class Messages:
         if kind == Command.READY:
             self.ready.add(int(meant_for))
         elif kind == Command.PASSED and meant_for == str(epoch):
-            self.is_open = command.get("open") == "1"
+            self.is_open, self.passed_in = command.get("open") == "1", command.get("entry", "")
             self.passed.set()
         elif kind == Command.HAND_OVER and meant_for == str(epoch):
             wish.ask(command.get("to", ""))
@@ -327,8 +330,9 @@ class Successor:
         self._ending = ending
         self._messages = messages
         self._lifetime = lifetime
-        #: When the pass was heard of, as the baton counts.
+        #: When it was passed, as the baton counts.
         self.passed_at = 0.0
+        self._moments = Moments(session.session_id, clock=baton.now)
         self._cursor = begun.cursor
         self._is_caught_up = False
 
@@ -337,6 +341,7 @@ class Successor:
         await self._baton.ear.hears.wait()
         while True:
             try:
+                await self._moments.compare_clocks(self._client)
                 await run_async(self._client, record_moves.ready(self._session, lifetime=self._lifetime))
                 break
             except StateUnavailable:
@@ -345,7 +350,7 @@ class Successor:
                 self._ending.supersede()
                 return
         await self._messages.passed.wait()
-        self.passed_at = self._baton.now()
+        self.passed_at = self._moments.of(self._messages.passed_in)
 
     def decide(self) -> Verdict:
         """What the owner may count on that does not know whether it has passed the baton: from here on it is so."""
@@ -386,6 +391,10 @@ class Successor:
                 self._note([(entry, json.loads(fields["turn"])) for entry, fields in entries], is_before=is_before)
             is_before = False
 
+    def listen_no_longer(self) -> None:
+        """What is stored from here on is this agent's own."""
+        self._is_caught_up = True
+
     def followed(self) -> entities.Session:
         """The conversation as far as it was followed: what there is while Redis is away."""
         return replace(
@@ -401,7 +410,7 @@ class Successor:
 
         def parse(raw: Any) -> None:
             self._note(step.parse(raw))
-            self._is_caught_up = True
+            self.listen_no_longer()
 
         return Operation(script=step.script, keys=step.keys, arguments=step.arguments, parse=parse)
 
@@ -414,4 +423,4 @@ class Successor:
             is_known = any(message.id == turn.get("item_id") for message in self._memory.messages)
             replay(turn, self._memory)
             if turn.get("role") == "user" and not (is_before or is_known):
-                self._baton.owner_committed()
+                self._baton.owner_committed(at=self._moments.of(entry))

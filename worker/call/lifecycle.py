@@ -87,7 +87,7 @@ class Call:
         self._idle = Countdown(ending, Reason.IDLE, seconds=settings.idle_timeout)
         self._duration = Countdown(ending, Reason.MAX_DURATION, seconds=time_left)
         listener = open_turn if open_turn.keeps_sound else None
-        self._voice = open_pipeline(settings, providers, agent_llm, listener=listener)
+        self._voice = open_pipeline(settings, providers, agent_llm, listener=listener, recognition=baton.recognition)
         self._user_state, self._agent_state = "listening", "initializing"
         #: Whether this agent has begun to talk with the caller.
         self.has_begun = False
@@ -281,6 +281,7 @@ class Call:
             self._say(self._settings.apology)
         else:
             self._farewell = asyncio.create_task(self._say_farewell())
+            self._farewell.add_done_callback(self._ending.guard(_require))
 
     async def _say_farewell(self) -> None:
         handle = self._say(self._settings.farewell, interruptible=False)

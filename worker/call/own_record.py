@@ -114,19 +114,27 @@ class OwnRecord:
         self.is_sure.clear()
 
     async def be_sure(self) -> None:
-        """Do what makes the record say whose the session is, as long as it takes while Redis is away."""
-        if self._doubt is None:
-            return
+        """Do what makes the record say whose the session is, as long as it takes while Redis is away.
+
+        Who has stepped down meanwhile takes nothing back: nobody would be there for it.
+        """
+        if self._doubt is not None and not self._ending.superseded:
+            await self._end_doubt(self._doubt)
+        self._doubt = None
+        self.is_sure.set()
+
+    async def _end_doubt(self, step: Operation[Session]) -> None:
         try:
-            await self.insist(self._doubt)
+            await self.insist(step)
         except SessionNotFound:
             logger.info("registers again", extra={"session": self._session.session_id})
         except MoveRefused:
             # It has another owner, for whom it was recovered from the successor.
             self._ending.supersede()
             self._ending.superseded = True
-        self._doubt = None
-        self.is_sure.set()
+        except RecordUnreadable:
+            # Of a step that was refused there is no record to read: this one was done.
+            logger.exception("the record is damaged", extra={"session": self._session.session_id})
 
     @property
     def goes_on(self) -> bool:

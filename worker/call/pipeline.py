@@ -5,7 +5,7 @@ from typing import Any
 from livekit.agents import AgentSession, TurnHandlingOptions, inference, llm, stt, vad
 from livekit.agents.voice import room_io
 
-from worker.call.early_stt import EarlySTT, Listener
+from worker.call.early_stt import EarlySTT, Listener, Recognition
 from worker.call.providers import Providers, connect_options
 from worker.call.settings import CallSettings
 
@@ -14,12 +14,17 @@ AUDIO_INPUT = room_io.AudioInputOptions(frame_size_ms=20)
 
 
 def open_pipeline(
-    settings: CallSettings, providers: Providers, agent_llm: llm.LLM[Any], *, listener: Listener | None = None
+    settings: CallSettings,
+    providers: Providers,
+    agent_llm: llm.LLM[Any],
+    *,
+    listener: Listener | None = None,
+    recognition: Recognition | None = None,
 ) -> AgentSession[None]:
     """A pipeline that is not started; whoever made the providers closes them."""
     activity = inference.VAD()
     return AgentSession(
-        stt=_listening(providers.stt, activity, settings, listener),
+        stt=_listening(providers.stt, activity, settings, listener, recognition),
         llm=agent_llm,
         tts=providers.tts,
         vad=activity,
@@ -35,12 +40,17 @@ def open_pipeline(
 
 
 def _listening(
-    recogniser: stt.STT[Any], activity: vad.VAD, settings: CallSettings, listener: Listener | None
+    recogniser: stt.STT[Any],
+    activity: vad.VAD,
+    settings: CallSettings,
+    listener: Listener | None,
+    recognition: Recognition | None,
 ) -> stt.STT[Any]:
     is_followed = settings.early_transcripts or listener is not None
     if not is_followed or not recogniser.capabilities.offline_recognize:
         return recogniser
-    return EarlySTT(recogniser, vad=activity, early=settings.early_transcripts, listener=listener)
+    early = settings.early_transcripts
+    return EarlySTT(recogniser, vad=activity, early=early, listener=listener, recognition=recognition)
 
 
 def _turn_handling(settings: CallSettings) -> TurnHandlingOptions:

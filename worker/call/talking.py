@@ -163,6 +163,7 @@ class _Talk:
                 return begun, await _unanswered(serving, begun.messages)
         except TimeoutError:
             logger.warning("went on with what was followed", extra={"session": serving.session.session_id})
+            successor.listen_no_longer()
             begun = successor.followed()
             return begun, _last_words(begun.messages)
 
