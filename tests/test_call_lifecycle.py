@@ -2,6 +2,9 @@
 
 import asyncio
 from types import SimpleNamespace
+from typing import Any
+
+from livekit.agents import AgentSession
 
 from tests.fleet_sessions import new_session
 from worker.call.ending import Ending
@@ -9,23 +12,32 @@ from worker.call.lifecycle import Call
 from worker.fleet.session import Reason
 
 
-def silent_call(ending: Ending) -> Call:
-    """A call without a pipeline."""
-    call = object.__new__(Call)
-    call._ending, call._session, call._failures = ending, new_session(), 1
-    call._settings = SimpleNamespace(farewell="Goodbye.")  # type: ignore[assignment]
-    return call
+class ClosingVoice(AgentSession[None]):
+    """A pipeline that is just being closed."""
+
+    def __init__(self) -> None:
+        pass
+
+    def say(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("AgentSession is closing, cannot use say()")
+
+
+class SilentCall(Call):
+    """A call without a room, after a first turn has failed."""
+
+    def __init__(self, ending: Ending) -> None:
+        self._ending, self._session = ending, new_session()
+        self._settings: Any = SimpleNamespace(farewell="Goodbye.")
+        self._voice, self._spoken, self._failures = ClosingVoice(), {}, 1
+
+    def fail(self) -> None:
+        """The next turn fails, too."""
+        self._turn_failed()
 
 
 async def test_a_call_whose_farewell_cannot_be_said_ends() -> None:
     ending = Ending("session")
-    call = silent_call(ending)
-
-    def say(text: str, *, interruptible: bool = True) -> None:
-        raise RuntimeError("closing")
-
-    call._say = say  # type: ignore[method-assign,assignment]
-    call._turn_failed()
+    SilentCall(ending).fail()
     async with asyncio.timeout(1):
         await ending.wait()
     assert ending.reason is Reason.INTERNAL_ERROR
