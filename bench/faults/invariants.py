@@ -29,8 +29,9 @@ TURN_ENDS = 1.5
 #: client waits up to five seconds between two tries.
 HEARS_AGAIN = 1.0
 REJOINED = 6.0
-#: Seconds between two hearings of one mark that are one.
-_SAME = 0.35
+#: Seconds between two hearings of one mark that are one, with a gap in the sound between them: an answer that is given
+#: again begins with its number.
+_SAME = 0.6
 #: Seconds for which the caller's jitter buffer still plays what a lost owner said.
 _TAIL = 0.5
 #: Seconds in which an answer must begin when nothing is broken.
