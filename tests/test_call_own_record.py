@@ -3,14 +3,17 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import redis
+import redis.asyncio
 
 from tests.test_call_giving import Agent, live_session, pass_on, read, standing_by
 from worker.call.baton import Baton
 from worker.call.claiming import Claiming
-from worker.fleet import admission, handing_over, record_moves
+from worker.conversation.transcript import Transcript, Turn
+from worker.fleet import admission, handing_over, record_moves, records
 from worker.fleet.errors import StaleEpoch
 from worker.fleet.redis_operations import connect, connect_async, run
 from worker.fleet.session import Reason, Session, worker_of
@@ -77,6 +80,45 @@ async def test_a_session_that_was_ended_by_another_takes_no_room_again(
     async with registered(redis_url, live) as agent:
         assert agent.ending.superseded
     assert run(client, admission.holders("default")) == []
+
+
+class SlowRedis(redis.asyncio.Redis):
+    """What is written to the turns waits on its way until it may arrive."""
+
+    may_arrive: asyncio.Event
+
+    async def evalsha(self, sha: str, numkeys: int, *rest: Any) -> Any:
+        if any(str(key).endswith(":turns") for key in rest[:numkeys]):
+            await self.may_arrive.wait()
+        return await super().evalsha(sha, numkeys, *rest)
+
+
+async def test_a_turn_on_its_way_to_a_redis_that_has_lost_its_data_does_not_come_before_those_that_were_lost(
+    client: "redis.Redis", redis_url: str, live: Session
+) -> None:
+    async with registered(redis_url, live) as agent, connect_async(redis_url) as pool:
+        slow = SlowRedis(connection_pool=pool.connection_pool)
+        slow.may_arrive = asyncio.Event()
+        slow.may_arrive.set()
+        transcript = Transcript(live, client=slow, lifetime=60, on_lost=pytest.fail, writing=agent.record.writing)
+        agent.record.store_again = transcript.restart
+        writing = asyncio.create_task(transcript.write())
+        transcript.add(turn("a"))
+        assert await transcript.flush(timeout=2)
+        slow.may_arrive.clear()
+        client.flushdb()
+        transcript.add(turn("b"))
+        again = asyncio.create_task(agent.record._register_again())
+        await asyncio.sleep(0.2)
+        slow.may_arrive.set()
+        await again
+        assert await transcript.flush(timeout=5)
+        writing.cancel()
+    assert [said["text"] for _, said in run(client, records.turns_after(live.session_id, "0-0"))] == ["a", "b"]
+
+
+def turn(text: str) -> Turn:
+    return Turn(item_id=text, role="user", at=0.0, turn_id=text, text=text, specialist="")
 
 
 async def test_of_two_processes_of_one_worker_that_claim_an_epoch_only_the_last_one_writes(

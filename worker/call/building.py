@@ -184,6 +184,7 @@ def open_transcript(serving: Serving) -> Transcript:
         lifetime=serving.settings.session_hold,
         on_lost=serving.ending.supersede,
         is_sure=serving.record.is_sure,
+        writing=serving.record.writing,
     )
 
 

@@ -77,6 +77,8 @@ class OwnRecord:
         #: Set while it is known whose the session is: what is written meanwhile would be taken for another's.
         self.is_sure = asyncio.Event()
         self.is_sure.set()
+        #: Held while a turn is written, and while the record is made anew: the first turn in it is the first one.
+        self.writing = asyncio.Lock()
 
     async def insist(self, operation: Operation[Answer]) -> Answer:
         """Run it until Redis has answered; raises `TimeoutError` when it has not for two minutes."""
@@ -280,8 +282,9 @@ class OwnRecord:
             logger.error("the room was given to another", extra={"session": session.session_id})
             self._ending.supersede()
             return
-        if await self.insist(record_moves.create(self._current(), lifetime=self._hold)):
-            self.store_again()
+        async with self.writing:
+            if await self.insist(record_moves.create(self._current(), lifetime=self._hold)):
+                self.store_again()
         logger.warning("registered again", extra={"session": session.session_id})
 
     def _current(self) -> Session:

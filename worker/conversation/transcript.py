@@ -58,7 +58,7 @@ class Transcript:
     """A write-behind buffer in front of the turn stream, written by this owner alone; the longest call bounds it.
 
     `on_lost` is called when another owner holds the session; while that is not known, `is_sure` is not set and nothing
-    is written.
+    is written. `writing` is held while a turn is on its way to Redis.
     """
 
     def __init__(
@@ -69,12 +69,14 @@ class Transcript:
         lifetime: float,
         on_lost: Callable[[], None],
         is_sure: asyncio.Event | None = None,
+        writing: asyncio.Lock | None = None,
     ) -> None:
         self._session = session
         self._client = client
         self._lifetime = lifetime
         self._on_lost = on_lost
         self._is_sure = is_sure or _set()
+        self._writing = writing or asyncio.Lock()
         self._waiting: deque[Turn] = deque()
         self._added: list[Turn] = []
         self._some = asyncio.Event()
@@ -125,15 +127,22 @@ class Transcript:
         # A checkpoint's client of Redis may swallow a cancellation, as `run_async` tells.
         while this is not None and not this.cancelling() and await self._some.wait():
             await self._is_sure.wait()
-            waiting = self._waiting
-            # After a loss of data others wait, from the first one on.
-            if waiting and await self._written(waiting[0]) and waiting is self._waiting:
-                waiting.popleft()
+            await self._write_next()
             if not self._waiting:
                 self._some.clear()
                 self._none.set()
                 if then is not None:
                     await then()
+
+    async def _write_next(self) -> None:
+        async with self._writing:
+            waiting = self._waiting
+            is_written = not waiting or await self._written(waiting[0])
+            # After a loss of data others wait, from the first one on.
+            if waiting and is_written and waiting is self._waiting:
+                waiting.popleft()
+        if not is_written:
+            await asyncio.sleep(_RETRY)
 
     async def _written(self, turn: Turn) -> bool:
         operation = records.append_turn(self._session, asdict(turn), lifetime=self._lifetime)
@@ -143,7 +152,6 @@ class Transcript:
         except (StateUnavailable, SessionNotFound):
             # Without its record the session registers again, or its end is decided.
             logger.warning("turn waits for Redis", extra={"session": self._session.session_id})
-            await asyncio.sleep(_RETRY)
             return False
         except MoveRefused:
             self._on_lost()
