@@ -187,9 +187,12 @@ def foreign_verdict(outcomes: Sequence[Outcome]) -> str:
 def word_totals(outcomes: Sequence[Outcome]) -> str:
     """How many words were said, and what became of them."""
     counts = [outcome.words for outcome in outcomes]
+    lost, doubled, foreign, cut = (
+        sum(len(getattr(count, what)) for count in counts) for what in ("lost", "doubled", "foreign", "cut")
+    )
     return (
-        f"{sum(count.sent for count in counts)} words said, {sum(len(count.lost) for count in counts)} lost,"
-        f" {sum(len(count.doubled) for count in counts)} doubled, {sum(len(count.foreign) for count in counts)} foreign"
+        f"{sum(count.sent for count in counts)} words said, {lost} lost, {doubled} doubled, {foreign} foreign,"
+        f" {cut} cut in two by a late frame of the caller's own"
     )
 
 

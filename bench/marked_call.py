@@ -44,6 +44,8 @@ class Said:
     marks: tuple[Mark, ...]
     started_at: float
     ended_at: float
+    #: Whether it was spoken with a gap, because the caller's own process came too late.
+    has_gap: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class WordCount:
-    """What became of the words that were said; `foreign` ones were stored but never said."""
+    """What became of the words that were said; `foreign` ones were stored but never said.
+
+    A word with a gap in it, which the caller's own process has made, is recognised as two; so were those in `cut`.
+    """
 
     sent: int
     lost: tuple[Mark, ...]
     doubled: tuple[Mark, ...]
     foreign: tuple[Mark, ...]
+    cut: tuple[Mark, ...] = ()
 
     @property
     def is_exact(self) -> bool:
@@ -94,7 +100,8 @@ class MarkedCall:
         """Speak what was prepared with this `count`, from this moment on."""
         number = len(self.said)
         spoken = await self.caller.say(line)
-        self.said.append(Said(number, marks_of(number, count), spoken.started_at, spoken.ended_at))
+        has_gap = any(spoken.started_at <= gap <= spoken.ended_at for gap in self.caller.gaps)
+        self.said.append(Said(number, marks_of(number, count), spoken.started_at, spoken.ended_at, has_gap))
         return self.said[-1]
 
     async def quiet(self, *, within: float = _LONGEST_ANSWER) -> float:
@@ -175,15 +182,24 @@ def caller_token(settings: Mapping[str, str], room: str, identity: str = IDENTIT
 def count_words(said: Sequence[Said], turns: Iterable[Turn]) -> WordCount:
     """Compare what was said with the user's turns that were stored."""
     stored: Counter[tuple[int | None, Mark]] = Counter()
+    cut: list[Mark] = []
+    gaps = {each.number for each in said if each.has_gap}
     for turn in turns:
-        if turn.role == "user":
-            stored.update((_number(said, mark, turn.at or 0.0), mark) for mark in marks_in(turn.text or ""))
+        before: Mark | None = None
+        for mark in marks_in(turn.text or "") if turn.role == "user" else ():
+            number = _number(said, mark, turn.at or 0.0)
+            if mark == before and number in gaps:
+                cut.append(mark)
+            else:
+                stored[number, mark] += 1
+            before = mark
     sent = [(each.number, mark) for each in said for mark in each.marks]
     return WordCount(
         sent=len(sent),
         lost=tuple(mark for number, mark in sent if not stored[number, mark]),
         doubled=tuple(mark for number, mark in sent if stored[number, mark] > 1),
         foreign=tuple(mark for number, mark in stored if (number, mark) not in set(sent)),
+        cut=tuple(cut),
     )
 
 

@@ -318,6 +318,8 @@ def _of_calls(calls: Sequence[CallOutcome]) -> Iterator[str]:
     yield _EAR
     late = 1000 * max((call.worst_delay for call in calls), default=0.0)
     yield f"A caller's frame was sent {late:.0f} ms late at worst; far above 50 the machine is too busy for timings."
+    cut = sum(len(call.words.cut) for call in calls)
+    yield f"Words that such a gap has cut in two, so that they were recognised twice: {cut}."
 
 
 def _added(figures: dict[str, Figure]) -> Iterator[str]:

@@ -39,6 +39,8 @@ NOISE_FLOOR = 8
 
 #: A clock that fell behind by more than these seconds is set anew instead of sending a burst.
 CLOCK_SLIP = 0.2
+#: Seconds by which a frame may be late before the sound has a gap: a jitter buffer's length.
+_GAP = 0.08
 
 #: Seconds of silence after which the agent counts as silenced; speakers pause up to half a second.
 SILENCED_GAP = 0.6
@@ -126,6 +128,8 @@ class Caller:
         self.connected_at = 0.0
         #: How late a frame was sent at worst, seconds. Far above 0.05 the machine is too busy for timings.
         self.worst_delay = 0.0
+        #: When a frame was sent so late that the sound had a gap, Unix seconds.
+        self.gaps: list[float] = []
         self.left = asyncio.Event()
         self._url = url
         self._token = token
@@ -244,8 +248,10 @@ class Caller:
         loop, quiet_room = asyncio.get_running_loop(), _noise_frames()
         due = loop.time()
         while True:
-            self.worst_delay = max(self.worst_delay, loop.time() - due)
-            moment = time.time()
+            late, moment = loop.time() - due, time.time()
+            self.worst_delay = max(self.worst_delay, late)
+            if late > _GAP:
+                self.gaps.append(moment)
             samples = self._next_spoken_frame(moment)
             if samples is None:
                 samples = next(quiet_room)

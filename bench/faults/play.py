@@ -358,6 +358,10 @@ class Play:
             *([] if is_emptied else invariants.gone_violations(sheet.stored, (turn.item_id for turn in turns))),
             *invariants.end_violations(sheet, wanted=self._wanted[call.session_id], allowed=allowed),
         ]
+        if count.cut:
+            self._note(
+                f"{call.session_id}: cut in two by a late frame of the caller's: {' '.join(map(str, count.cut))}"
+            )
         for violation in violations:
             self._blame(call, violation)
         for role, text in spoken:
