@@ -78,7 +78,8 @@ class Drain(bootsteps.StartStopStep):
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         # Whatever is not a plain assignment waits for the tick: this interrupts arbitrary code.
         self._table.draining = True
-        if self._since is not None or self._is_stopped:
+        is_idle = self._worker.consumer.connection is None and all(slot.read() is None for slot in self._table.slots)
+        if self._since is not None or self._is_stopped or is_idle:
             _stop()
         else:
             self._since = time.monotonic()
