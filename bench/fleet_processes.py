@@ -36,11 +36,14 @@ class Killed:
 class FleetProcesses:
     """Kills processes of a stack and starts again what does not come back by itself; which one is left to `choice`."""
 
-    def __init__(self, stack: Stack, choice: random.Random, *, workers: int) -> None:
+    def __init__(
+        self, stack: Stack, choice: random.Random, *, workers: int, ended_within: float = ENDED_WITHIN
+    ) -> None:
         #: Agents that a kill under way takes with it, with its moment: their end may be seen before it is told.
         self.being_killed: dict[str, float] = {}
         self._stack = stack
         self._random = choice
+        self._ended_within = ended_within
         self._workers = [f"{WORKER}-{number}" for number in range(1, workers + 1)]
 
     def kinds_of_kill(self) -> Iterator[Callable[[], Killed]]:
@@ -78,7 +81,7 @@ class FleetProcesses:
         agents = _agents(table)
         self.being_killed |= agents
         self._stack.kill(worker, with_orphans=False)
-        deadline = time.monotonic() + ENDED_WITHIN
+        deadline = time.monotonic() + self._ended_within
         while True:
             living = sum(map(_lives, children))
             # What one of them has begun meanwhile ends with it.
@@ -86,6 +89,7 @@ class FleetProcesses:
             self.being_killed |= agents
             if not living or time.monotonic() > deadline:
                 break
+            # The end of another's child is no event here.
             time.sleep(_POLL)
         self._stack.start(worker)
         return Killed("parent", agents, outlived=living)

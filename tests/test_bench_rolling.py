@@ -4,7 +4,6 @@ import itertools
 import os
 import random
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import cast
@@ -27,6 +26,7 @@ from local.hearing import Hearing
 from local.marks import Mark
 from local.stack import Stack
 from tests.fleet_sessions import new_session
+from tests.fleet_workers import wait_until
 from worker.fleet import records
 from worker.fleet.handing_over import Command
 from worker.fleet.redis_operations import connect
@@ -235,8 +235,7 @@ def test_a_storm_fails_by_children_that_outlive_their_parent() -> None:
 
 def test_a_process_that_nobody_has_asked_for_yet_does_not_live() -> None:
     child = subprocess.Popen(["true"])
-    while fleet_processes._lives(child.pid):
-        time.sleep(0.01)
+    wait_until(lambda: not fleet_processes._lives(child.pid), within=5)
     assert psutil.pid_exists(child.pid)
     child.wait()
     assert not fleet_processes._lives(child.pid)
@@ -260,14 +259,25 @@ class OneWorker:
         self.done.append((name, True))
 
 
+class OneProcess(FleetProcesses):
+    """Those of `OneWorker`, with a table of their own."""
+
+    def __init__(self, stack: OneWorker, table: Table) -> None:
+        super().__init__(cast(Stack, stack), random.Random(0), workers=1, ended_within=0.2)
+        self._child, self._own_table = stack.child, table
+
+    def _pool(self, worker: str) -> list[int]:
+        return [self._child.pid]
+
+    def _table(self, worker: str) -> Table:
+        return self._own_table
+
+
 @pytest.mark.parametrize("stays", [False, True])
-def test_a_parent_is_killed_alone_and_its_children_are_waited_for(stays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parent_is_killed_alone_and_its_children_are_waited_for(stays: bool) -> None:
     stack, table = OneWorker(stays=stays), Table.create(slots=2)
     table.slots[1].hold("talking", 3)
-    processes = FleetProcesses(cast(Stack, stack), random.Random(0), workers=1)
-    monkeypatch.setattr(processes, "_table", lambda worker: table)
-    monkeypatch.setattr(processes, "_pool", lambda worker: [stack.child.pid])
-    monkeypatch.setattr(fleet_processes, "ENDED_WITHIN", 0.2)
+    processes = OneProcess(stack, table)
     try:
         killed = processes.kill_parent()
     finally:

@@ -447,6 +447,7 @@ async def test_a_successor_that_went_on_with_what_it_had_followed_follows_no_lon
     live = live_session(client)
     async with successor_of(redis_url, client, live) as (agent, successor):
         pass_on(client, live, agent.session)
+        # A catch-up needs neither a room nor a pipeline, which a real one could not do without.
         talk = _Talk(Taking(agent), None, None, None, None, Unreadable())  # type: ignore[arg-type]
         listening = asyncio.create_task(successor.listen())
         await talk._catch_up(successor)

@@ -146,6 +146,7 @@ def test_an_owner_that_dies_while_its_message_is_doubled_is_still_found(fleet: F
 def test_an_owner_that_dies_long_after_a_double_has_broken_is_a_lost_owner(fleet: Fleet, stays: Worker) -> None:
     session = doubled(fleet, stays)
     fleet.client.rpush(TOLD_DOUBLES, "raise")
+    # The keeper looks ten times a second, and nothing shows that it has found the broken process.
     time.sleep(0.5)
     os.kill(int(fleet.client.lrange(PIDS.format(session.session_id), 0, -1)[-1]), signal.SIGKILL)
     fleet.leave(goes_on(fleet, session, within=3))

@@ -348,6 +348,7 @@ def test_a_join_that_is_given_up_leaves_alone_what_its_key_has_made_for_another_
         def take(operation: Operation[Any], /) -> Any:
             if next(steps) == CREATE:
                 told.append(join(agent_service(own_redis.url).test_client(), "kitchen", key="order-7"))
+                # By then nobody waits for the answer.
                 time.sleep(REFUSED_WITHIN)
             return run(client, operation)
 

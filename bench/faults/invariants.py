@@ -41,13 +41,15 @@ _ANSWER = re.compile(r"^Number (\d+), ")
 
 @dataclass(frozen=True)
 class Struck:
-    """A fault that came: its kind, the session and worker it was aimed at, and its span in Unix seconds."""
+    """A fault that was tried: its kind, the session and worker it was aimed at, and its span in Unix seconds."""
 
     kind: str
     session_id: str
     worker: str
     began: float
     ended: float
+    #: Whether it came to its end. One that did not may have broken something all the same.
+    came: bool = True
 
     @property
     def span(self) -> Span:

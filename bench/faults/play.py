@@ -93,7 +93,7 @@ class Result:
             return "broken"
         if self.violations:
             return "violated"
-        return "held" if len(self.struck) > len(self.missed) else "missed"
+        return "held" if any(each.came for each in self.struck) else "missed"
 
 
 class Play:
@@ -187,7 +187,7 @@ class Play:
             return
         record = self._sheet(call).record or {}
         aim = Aim(call.session_id, int(record.get("epoch", 1)), child, planned.seconds)
-        began = time.time()
+        began, came = time.time(), True
         self._tell(f"{planned.fault} of {child.worker}, process {child.pid}, epoch {aim.epoch}")
         try:
             await kind.act(self._ground, aim)
@@ -195,7 +195,8 @@ class Play:
             # What it needs may be away for the sake of another one.
             self._note(f"{planned.fault}: {type(error).__name__}: {error}")
             self._result.missed.append(planned.fault)
-        self._struck.append(Struck(planned.fault, call.session_id, child.worker, began, time.time()))
+            came = False
+        self._struck.append(Struck(planned.fault, call.session_id, child.worker, began, time.time(), came))
         self._tell(f"{planned.fault} is over after {time.time() - began:.1f} s")
 
     async def _go_on(self) -> None:

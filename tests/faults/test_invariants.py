@@ -1,10 +1,14 @@
 """Each invariant of the fault suite fails when it is broken, and only then."""
 
+from dataclasses import replace
+
 import pytest
 
 from bench.faults import invariants
 from bench.faults.invariants import Heard, Struck
 from bench.faults.ledger import Entry, Sheet, Stored
+from bench.faults.play import Result
+from bench.faults.scenario import Scenario
 from bench.marked_call import Said, WordCount
 from local.marks import Mark, marks_of
 from worker.fleet.session import State
@@ -196,3 +200,12 @@ def test_a_call_that_is_over_before_anybody_has_ended_it_needs_a_fault_that_ends
     over = Sheet(record={"state": "ended", "epoch": "1", "reason": "left"})
     assert invariants.end_violations(over, wanted="", allowed=())
     assert not invariants.end_violations(over, wanted="", allowed={"left"})
+
+
+def test_a_scenario_none_of_whose_faults_came_has_not_held() -> None:
+    scenario = Scenario.from_seed(0)
+    assert Result(scenario, struck=[struck("kill_child", 1.0, 1.0)], missed=["leave"]).outcome == "held"
+    assert (
+        Result(scenario, struck=[replace(struck("leave", 1.0, 1.0), came=False)], missed=["leave"]).outcome == "missed"
+    )
+    assert Result(scenario, missed=["kill_child"]).outcome == "missed"

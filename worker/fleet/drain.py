@@ -51,6 +51,11 @@ class Drain(bootsteps.StartStopStep):
         table: Table = self._worker.liveness
         return table
 
+    @property
+    def _is_idle(self) -> bool:
+        """Whether no process runs a session: what they report waits for the event loop, the table does not."""
+        return all(slot.read() is None for slot in self._table.slots)
+
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
         """Called at the start and again after every reconnection to the broker."""
         for timer in self._timers:
@@ -78,8 +83,8 @@ class Drain(bootsteps.StartStopStep):
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         # Whatever is not a plain assignment waits for the tick: this interrupts arbitrary code.
         self._table.draining = True
-        is_idle = self._worker.consumer.connection is None and all(slot.read() is None for slot in self._table.slots)
-        if self._since is not None or self._is_stopped or is_idle:
+        is_of_no_use = self._worker.consumer.connection is None and self._is_idle
+        if self._since is not None or self._is_stopped or is_of_no_use:
             _stop()
         else:
             self._since = time.monotonic()
@@ -91,9 +96,7 @@ class Drain(bootsteps.StartStopStep):
         if self._since is None or self._worker.consumer.connection is not None:
             return
         self._tell_children()
-        # What the children report waits for the event loop; the table does not.
-        is_idle = all(slot.read() is None for slot in self._table.slots)
-        if is_idle and time.monotonic() - self._since >= _READ_ENDS:
+        if self._is_idle and time.monotonic() - self._since >= _READ_ENDS:
             _stop()
 
     def _tick(self) -> None:
