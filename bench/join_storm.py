@@ -235,23 +235,24 @@ class JoinStorm:
         deadline = time.monotonic() + _WAVE_WITHIN
         loop = asyncio.get_running_loop()
         while time.monotonic() < deadline:
-            active = [each for each in await self._sessions() if each.room in rooms and not each.is_over]
+            sessions = await self._sessions()
+            active = [each for each in sessions if each.room in rooms and not each.is_over]
             for session in active:
                 if session.state is State.LIVE:
                     self.outcome.was_live.add(session.session_id)
                     if time.time() - (session.recovered_at or session.first_audio_at or 0.0) > _LIVE_FOR:
                         await loop.run_in_executor(self._threads, self._leave, session.session_id)
             if all(task.done() for task in busy):
-                waiting = self._not_served(rooms)
+                waiting = self._not_served(rooms, sessions)
                 if not active and not waiting:
                     return
                 await asyncio.gather(*(self._send(Request(room, None)) for room in waiting))
             await asyncio.sleep(_LOOK)
         self.outcome.stuck += [f"{each.session_id} {each.state}" for each in active if each.state is not State.LIVE]
 
-    def _not_served(self, rooms: Sequence[str]) -> list[str]:
-        """The rooms whose joins were all refused: while a worker was away, the fleet was full without them."""
-        served = {answer.request.room for answer in self.outcome.answers if answer.session_id}
+    def _not_served(self, rooms: Sequence[str], sessions: Sequence[Session]) -> list[str]:
+        """The rooms in which no session was live: all joins were refused, or all sessions left before they were."""
+        served = {each.room for each in sessions if each.session_id in self.outcome.was_live}
         return [room for room in rooms if room not in served]
 
     async def _sessions(self) -> list[Session]:

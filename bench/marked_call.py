@@ -18,7 +18,7 @@ from local.audio import FRAME_SAMPLES, SAMPLE_RATE, Samples
 from local.caller import Caller, HeardTrack
 from local.caller_voice import CallerVoice
 from local.hearing import AUDIBLE_PEAK
-from local.marks import UTTERANCES, Mark, find_marks, full_scale, marks_in, marks_of
+from local.marks import UTTERANCES, WORD_SECONDS, Mark, find_marks, full_scale, marks_in, marks_of
 from local.parts import AGENT_SERVICE, LIVEKIT, PROVIDERS
 from local.stack import Stack
 
@@ -34,6 +34,8 @@ _PATIENCE = 12.0
 _LONGEST_ANSWER = 20.0
 #: Seconds between two stored turns and the utterance they may belong to.
 _STORED_WITHIN = 45.0
+#: Seconds of sound before and behind a gap that it disturbs as well: a few packets of the codec.
+_CARRIED = 0.06
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,13 @@ class Said:
     marks: tuple[Mark, ...]
     started_at: float
     ended_at: float
-    #: Whether it was spoken with a gap, because the caller's own process came too late.
-    has_gap: bool = False
+    #: Where its sound has a gap because the caller's own process came too late, seconds from its beginning.
+    gaps: tuple[float, ...] = ()
+
+    def is_broken(self, mark: Mark) -> bool:
+        """Whether one of the gaps is in this word, or so near that the codec carries it there."""
+        begins = mark.word * WORD_SECONDS
+        return any(begins - _CARRIED < gap < begins + WORD_SECONDS + _CARRIED for gap in self.gaps)
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Answer:
 class WordCount:
     """What became of the words that were said; `foreign` ones were stored but never said.
 
-    A word with a gap in it, which the caller's own process has made, is recognised as two; so were those in `cut`.
+    A word with a gap in it, which the caller's own process has made, may be recognised as two; so were those in `cut`.
     """
 
     sent: int
@@ -100,8 +107,7 @@ class MarkedCall:
         """Speak what was prepared with this `count`, from this moment on."""
         number = len(self.said)
         spoken = await self.caller.say(line)
-        has_gap = any(spoken.started_at <= gap <= spoken.ended_at for gap in self.caller.gaps)
-        self.said.append(Said(number, marks_of(number, count), spoken.started_at, spoken.ended_at, has_gap))
+        self.said.append(Said(number, marks_of(number, count), spoken.started_at, spoken.ended_at, spoken.gaps))
         return self.said[-1]
 
     async def quiet(self, *, within: float = _LONGEST_ANSWER) -> float:
@@ -183,12 +189,12 @@ def count_words(said: Sequence[Said], turns: Iterable[Turn]) -> WordCount:
     """Compare what was said with the user's turns that were stored."""
     stored: Counter[tuple[int | None, Mark]] = Counter()
     cut: list[Mark] = []
-    gaps = {each.number for each in said if each.has_gap}
+    broken = {(each.number, mark) for each in said for mark in each.marks if each.is_broken(mark)}
     for turn in turns:
         before: Mark | None = None
         for mark in marks_in(turn.text or "") if turn.role == "user" else ():
             number = _number(said, mark, turn.at or 0.0)
-            if mark == before and number in gaps:
+            if mark == before and (number, mark) in broken:
                 cut.append(mark)
             else:
                 stored[number, mark] += 1

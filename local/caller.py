@@ -57,6 +57,8 @@ class Utterance:
 
     started_at: float
     ended_at: float
+    #: Where its sound has a gap because a frame came too late, seconds from its beginning.
+    gaps: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +93,16 @@ class _Line:
     def __init__(self, samples: Samples) -> None:
         loop = asyncio.get_running_loop()
         self.frames = deque(frames_of(samples))
+        self.gaps: list[float] = []
+        self._sent = 0
         self.started: asyncio.Future[float] = loop.create_future()
         self.ended: asyncio.Future[float] = loop.create_future()
 
-    def next_frame(self, at: float) -> Samples:
+    def next_frame(self, at: float, *, late: float) -> Samples:
         frame = self.frames.popleft()
+        if late > _GAP:
+            self.gaps.append(self._sent * FRAME_SECONDS)
+        self._sent += 1
         if not self.started.done():
             self.started.set_result(at)
         if not self.frames:
@@ -128,8 +135,6 @@ class Caller:
         self.connected_at = 0.0
         #: How late a frame was sent at worst, seconds. Far above 0.05 the machine is too busy for timings.
         self.worst_delay = 0.0
-        #: When a frame was sent so late that the sound had a gap, Unix seconds.
-        self.gaps: list[float] = []
         self.left = asyncio.Event()
         self._url = url
         self._token = token
@@ -185,7 +190,8 @@ class Caller:
         Raises `ValueError` when nothing in it is audible, `ConnectionError` when the call is lost.
         """
         line = self._enqueue(samples)
-        return Utterance(await self._spoken(line.started), await self._spoken(line.ended))
+        started_at, ended_at = await self._spoken(line.started), await self._spoken(line.ended)
+        return Utterance(started_at, ended_at, tuple(line.gaps))
 
     async def barge_in(self, samples: Samples, *, after: float, within: float) -> BargeIn:
         """Waits until the agent has spoken for `after` seconds, speaks over it and waits for its silence.
@@ -199,7 +205,7 @@ class Caller:
             self.heard.silent_since(started_at, gap=SILENCED_GAP, within=within),
             self._spoken(line.ended),
         )
-        return BargeIn(Utterance(started_at, ended_at), silent_at)
+        return BargeIn(Utterance(started_at, ended_at, tuple(line.gaps)), silent_at)
 
     def save_recording(self, folder: Path) -> Recording:
         """Writes what was said and heard so far."""
@@ -250,9 +256,7 @@ class Caller:
         while True:
             late, moment = loop.time() - due, time.time()
             self.worst_delay = max(self.worst_delay, late)
-            if late > _GAP:
-                self.gaps.append(moment)
-            samples = self._next_spoken_frame(moment)
+            samples = self._next_spoken_frame(moment, late)
             if samples is None:
                 samples = next(quiet_room)
             self._own_sound.place("caller", at=moment, frame=samples)
@@ -266,11 +270,11 @@ class Caller:
         frame = rtc.AudioFrame(samples.tobytes(), SAMPLE_RATE, 1, FRAME_SAMPLES)
         await self._source.capture_frame(frame)
 
-    def _next_spoken_frame(self, moment: float) -> Samples | None:
+    def _next_spoken_frame(self, moment: float, late: float) -> Samples | None:
         if not self._lines:
             return None
         line = self._lines[0]
-        frame = line.next_frame(moment)
+        frame = line.next_frame(moment, late=late)
         if not line.frames:
             self._lines.popleft()
         return frame

@@ -83,11 +83,14 @@ class Drain(bootsteps.StartStopStep):
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         # Whatever is not a plain assignment waits for the tick: this interrupts arbitrary code.
         self._table.draining = True
-        is_of_no_use = self._worker.consumer.connection is None and self._is_idle
-        if self._since is not None or self._is_stopped or is_of_no_use:
+        if self._since is not None or self._is_stopped:
+            _stop()
+            return
+        # Also where it stops at once: a session that is just beginning hears of the drain when the worker stops.
+        self._since = time.monotonic()
+        if self._worker.consumer.connection is None and self._is_idle:
             _stop()
         else:
-            self._since = time.monotonic()
             signal.signal(signal.SIGALRM, self._on_alarm)
             signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
 
