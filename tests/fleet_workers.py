@@ -59,11 +59,11 @@ class Worker:
 
     @property
     def keeper(self) -> psutil.Process:
-        return next(process for process in self.processes() if "worker.fleet.keeper" in process.cmdline())
+        return next(filter(_is_keeper, self.processes()))
 
     @property
     def has_keeper(self) -> bool:
-        return any("worker.fleet.keeper" in process.cmdline() for process in self.processes())
+        return any(map(_is_keeper, self.processes()))
 
     @property
     def children(self) -> list[psutil.Process]:
@@ -179,6 +179,14 @@ class Fleet:
     def close(self) -> None:
         self.producer.close()
         self.client.close()
+
+
+def _is_keeper(process: psutil.Process) -> bool:
+    try:
+        return "worker.fleet.keeper" in process.cmdline()
+    except psutil.NoSuchProcess:
+        # Also a dead one that its parent has not asked for yet.
+        return False
 
 
 @contextmanager

@@ -4,6 +4,8 @@ import asyncio
 import json
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from livekit import api, rtc
 
 from local.errors import LocalError
 from local.parts import LIVEKIT, StackOptions
+from local.paths import ROOT
 from local.ports import HOST, PortPicker
 from local.stack import Stack
 from tests.fleet_sessions import new_session
@@ -21,6 +24,27 @@ from worker.fleet import ghosts as ghosts_module
 from worker.fleet.ghosts import Ghosts, RoomServerSettings
 from worker.fleet.recovery import MOST_IN_A_ROW
 from worker.fleet.session import Reason
+
+#: A keeper that has just started, with a session that was lost right before; the server is not there.
+_TAKES_OUT = """
+import asyncio, sys
+from worker.fleet.errors import RoomServerAway
+from worker.fleet.ghosts import Ghosts, RoomServerSettings
+
+async def take_out(ghosts):
+    await asyncio.sleep(float(sys.argv[1]))
+    try:
+        await ghosts.take_out("room", "agent")
+    except RoomServerAway:
+        print("asked the server")
+
+async def both():
+    server = {"LIVEKIT_URL": "ws://127.0.0.1:9", "LIVEKIT_API_KEY": "key", "LIVEKIT_API_SECRET": 32 * "s"}
+    ghosts = Ghosts(RoomServerSettings.from_env(server))
+    await asyncio.gather(ghosts.warm_up(), take_out(ghosts))
+
+asyncio.run(both())
+"""
 
 
 @pytest.fixture
@@ -139,6 +163,14 @@ async def test_a_caller_s_client_is_told_when_its_call_has_lost_too_many_workers
         failed = fleet.get(session)
         assert (failed.reason, failed.epoch) == (Reason.WORKER_LOST, MOST_IN_A_ROW + 1)
         assert any("ERROR" in line and "worker_lost" in line for line in worker.lines)
+
+
+def test_an_agent_is_taken_out_also_while_the_client_is_still_being_imported() -> None:
+    """A process of its own, because this one has imported it."""
+    for seconds in (0.0, 0.05, 0.1, 0.2):
+        command = [sys.executable, "-c", _TAKES_OUT, str(seconds)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "asked the server\n"), done.stderr
 
 
 async def test_an_absent_room_server_is_logged_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:

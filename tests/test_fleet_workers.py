@@ -41,7 +41,7 @@ def stays(fleet: Fleet) -> Iterator[Worker]:
 
 
 def misses_its_broker(worker: Worker) -> bool:
-    return any("Cannot connect" in line for line in worker.lines)
+    return any("the broker cannot be reached" in line for line in worker.lines)
 
 
 def status(fleet: Fleet, name: str) -> workers.WorkerStatus | None:
@@ -387,8 +387,31 @@ def test_a_session_whose_child_and_keeper_die_together_goes_on(tmp_path: Path) -
             time.sleep(0.5)
             worker.keeper.kill()
             server.start()
-            # The parent starts a keeper once it has its broker back, and that one looks for a lease before it judges.
+            # The keeper that the parent starts then looks for a lease before it judges.
             fleet.leave(goes_on(fleet, session, within=UNOWNED))
+    finally:
+        fleet.close()
+        server.stop()
+
+
+def test_a_keeper_that_dies_while_redis_is_away_is_there_again_before_redis_is(tmp_path: Path) -> None:
+    """Without a keeper its worker's calls end as soon as Redis is back."""
+    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
+    server.start()
+    fleet = Fleet(server.url)
+    try:
+        with fleet.worker("kept", slots=1) as worker:
+            fleet.open_joins()
+            session = fleet.live(fleet.join("kept"))
+            server.stop()
+            wait_until(partial(misses_its_broker, worker), within=4)
+            time.sleep(2)
+            dead = worker.keeper
+            dead.kill()
+            wait_until(lambda: worker.has_keeper and worker.keeper != dead, within=2.5)
+            server.start()
+            fleet.leave(session)
+            assert fleet.get(session).epoch == 1
     finally:
         fleet.close()
         server.stop()

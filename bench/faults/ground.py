@@ -107,6 +107,11 @@ class Ground:
                 if each["name"] != NAME and int(each["id"]) != own:
                     client.client_kill_filter(_id=each["id"])
 
+    def livekit_ports(self) -> set[int]:
+        """The TCP ports that the LiveKit server itself listens on; a worker's signalling goes over its link's."""
+        found = psutil.Process(self.stack.pid(LIVEKIT)).net_connections("tcp")
+        return {each.laddr.port for each in found if each.status == psutil.CONN_LISTEN}
+
     def active_tasks(self, workers: Fleet) -> list[str]:
         """The tasks that these workers say they run: a process may have cleared its slot and not have ended them."""
         names = [worker.worker_id.rpartition("#")[0] for worker in workers.workers]

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.faults.kinds import KINDS
+from bench.faults.kinds import KINDS, Kind
 from bench.faults.ledger import Entry, Sheet, Stored
 from bench.marked_call import Said, WordCount
 from local.marks import HeardMark, Mark, marks_in
@@ -29,6 +29,8 @@ TURN_ENDS = 1.5
 #: client waits up to five seconds between two tries.
 HEARS_AGAIN = 1.0
 REJOINED = 6.0
+#: Seconds until it has its media again, of which no signal tells that it was gone.
+HAS_MEDIA_AGAIN = 30.0
 #: Seconds between two hearings of one mark that are one, with a gap in the sound between them: an answer that is given
 #: again begins with its number.
 _SAME = 0.6
@@ -174,7 +176,7 @@ def deaf_spans(entries: Sequence[Entry], struck: Sequence[Struck]) -> list[Span]
         if kind.deafens_all:
             spans.append((each.began, each.ended + REJOINED))
         elif kind.deafens and each.worker in _workers_in(entries, each.span):
-            spans.append((each.began, each.ended + (REJOINED if kind.cuts_signal else HEARS_AGAIN)))
+            spans.append((each.began, each.ended + _hears_again(kind)))
     for index, entry in enumerate(entries):
         if entry.state is State.RECOVERING:
             spans.append((_cause(entry.at, struck), _live_after(entries[index:]) + HEARS_AGAIN))
@@ -182,6 +184,12 @@ def deaf_spans(entries: Sequence[Entry], struck: Sequence[Struck]) -> list[Span]
             # Whoever is asked to leave does not hear the sentence out.
             spans.append((entry.at, float("inf")))
     return spans
+
+
+def _hears_again(kind: Kind) -> float:
+    if kind.cuts_media:
+        return HAS_MEDIA_AGAIN
+    return REJOINED if kind.cuts_signal else HEARS_AGAIN
 
 
 def _cause(moment: float, struck: Sequence[Struck]) -> float:

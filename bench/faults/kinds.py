@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 from bench.faults.ground import Ground
+from bench.faults.media import CutMedia
 from bench.faults.processes import Child, send
 from local.link import Link
 from local.parts import AGENT_SERVICE, LIVEKIT, REDIS
@@ -18,6 +19,8 @@ from worker.fleet.publishing import RECOVERY_QUEUE, TASK_NAME
 
 #: Bytes a child may grow after its memory was limited.
 _BALLAST = 2 * 1024 * 1024
+#: Seconds between two looks for sockets that were opened since; a new one must not get as far as a connection.
+_LOOK = 0.005
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Kind:
     deafens_all: bool = False
     #: LiveKit's client must connect anew after it, which it tries every few seconds.
     cuts_signal: bool = False
+    #: LiveKit's client must find out by itself that its media is gone.
+    cuts_media: bool = False
     #: Redis may forget everything.
     empties: bool = False
     #: Ends that the call may have instead of going on.
@@ -59,6 +64,8 @@ class Kind:
     may_lose_room: bool = False
     #: A caller may wait for an answer because of it; the rest of the fleet's business is nothing that a caller notices.
     disturbs: bool = True
+    #: Seeds draw it. What came later is played by itself: a seed's scenario stays what it was.
+    is_drawn: bool = True
 
 
 KINDS: dict[str, Kind] = {}
@@ -228,6 +235,17 @@ async def deafen_livekit_link(ground: Ground, aim: Aim) -> None:
     finally:
         await asyncio.to_thread(link.cut)
         await asyncio.to_thread(link.mend)
+
+
+@kind(loses_owner=True, deafens=True, cuts_media=True, is_of_one_call=True, is_drawn=False)
+async def cut_media(ground: Ground, aim: Aim) -> None:
+    """No media reaches the process that runs the call; its signalling with LiveKit goes on."""
+    clock = asyncio.get_running_loop()
+    until = clock.time() + aim.seconds
+    with CutMedia(aim.child.pid, ports=ground.livekit_ports()) as media:
+        while clock.time() < until:
+            media.cut()
+            await asyncio.sleep(_LOOK)
 
 
 @kind(disturbs=False)

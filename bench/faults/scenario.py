@@ -48,10 +48,10 @@ class Scenario:
 
     @classmethod
     def from_seed(cls, seed: int) -> "Scenario":
-        """Always the same for a seed; as many seeds in a row as there are kinds have each of them first once."""
+        """Always the same for a seed; as many seeds in a row as there are kinds drawn have each of them first once."""
         chance = random.Random(f"muster/{seed}")
         callers = 2 if chance.random() < _TWO_CALLERS else 1
-        names = sorted(KINDS)
+        names = sorted(name for name, kind in KINDS.items() if kind.is_drawn)
         phase = chance.choice(PHASES)
         first = Planned(
             names[seed % len(names)],

@@ -1,5 +1,6 @@
 """Ghosts: participants whose process is dead, how a room gets rid of them, and what its caller is told instead."""
 
+import asyncio
 import importlib
 import json
 import logging
@@ -35,16 +36,17 @@ class Ghosts:
 
     def __init__(self, settings: RoomServerSettings) -> None:
         self._settings = settings
+        self._importing = asyncio.Lock()
 
     @property
     def is_possible(self) -> bool:
         """Whether there is a LiveKit server to ask."""
         return bool(self._settings.url and self._settings.api_key and self._settings.api_secret)
 
-    def warm_up(self) -> None:
-        """Import the server's client, which blocks half a second; after a child's death its room would wait for it."""
+    async def warm_up(self) -> None:
+        """Import the server's client, which takes half a second; after a child's death its room would wait for it."""
         if self.is_possible:
-            importlib.import_module("livekit.api")
+            await self._import_client()
 
     async def remove(self, session: Session) -> None:
         """Remove the session's agent from its room; one that is not there is fine, an absent server is logged."""
@@ -62,6 +64,7 @@ class Ghosts:
 
     async def take_out(self, room: str, identity: str) -> None:
         """Remove a participant from a room; one that is not there is fine. Raises `RoomServerAway`."""
+        await self._import_client()
         from livekit.protocol.room import RoomParticipantIdentity
 
         async with self._ask() as rooms:
@@ -74,6 +77,7 @@ class Ghosts:
         """
         if not self.is_possible:
             return []
+        await self._import_client()
         from livekit.protocol.room import ListRoomsRequest
 
         found: list[tuple[str, str]] = []
@@ -95,6 +99,7 @@ class Ghosts:
             logger.warning("session %s: its caller is not told that it failed", session.session_id, exc_info=error)
 
     async def _tell_failed(self, session: Session, reason: Reason) -> None:
+        await self._import_client()
         from livekit.protocol.room import ListRoomsRequest, UpdateRoomMetadataRequest
 
         async with self._ask() as rooms:
@@ -104,6 +109,11 @@ class Ghosts:
                     logger.warning("session %s: its room's metadata is not Muster's to change", session.session_id)
                     continue
                 await rooms.update_room_metadata(UpdateRoomMetadataRequest(room=room.name, metadata=metadata))
+
+    async def _import_client(self) -> None:
+        """Beside the event loop, and once at a time: of two imports one would find what the other has half done."""
+        async with self._importing:
+            await asyncio.to_thread(importlib.import_module, "livekit.api")
 
     @asynccontextmanager
     async def _ask(self) -> "AsyncIterator[RoomService]":

@@ -414,7 +414,7 @@ async def keep(table: Table, status: WorkerStatus) -> None:
     loop.add_signal_handler(signal.SIGTERM, keeper.stop)
     # The parent decides what Ctrl-C means.
     loop.add_signal_handler(signal.SIGINT, lambda: None)
-    warming_up = asyncio.create_task(asyncio.to_thread(ghosts.warm_up))
+    warming_up = asyncio.create_task(ghosts.warm_up())
     async with client:
         await keeper.run()
     await warming_up

@@ -144,7 +144,7 @@ class Processes(bootsteps.StartStopStep):
         """
         os.environ.update(QUIET_LIBRARIES)
         self._table = worker.liveness = Table.create(slots=worker.concurrency)
-        self._keeper = Keeper(table=self._table, status=self._status(worker))
+        self._keeper = worker.keeper = Keeper(table=self._table, status=self._status(worker))
         self._renderer = self._task.render_ahead()
         self._task.preload()
         self._add_own_queue(worker)
