@@ -16,6 +16,7 @@ import redis
 from kombu import pools
 from kombu.exceptions import OperationalError
 
+from bench.faults.logs import unseen_errors
 from bench.faults.processes import Workers, send
 from bench.faults.watcher import NAME, Watcher
 from bench.service import AgentService
@@ -123,6 +124,14 @@ class Ground:
                 pools.reset()
                 return ["the workers' remote control does not answer"]
         return [f"task {task['id']} active in {name}" for name, tasks in answers.items() for task in tasks]
+
+    def unseen_errors(self) -> list[str]:
+        """Errors in the parts' own tasks which nobody took, since the stack began."""
+        errors = []
+        for log in sorted(self.stack.directory.glob("*.log")):
+            with log.open(errors="replace") as lines:
+                errors += unseen_errors(lines)
+        return errors
 
     def orphans(self) -> list[str]:
         """Processes of the stack that none of its parts knows any more."""

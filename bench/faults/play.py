@@ -315,6 +315,7 @@ class Play:
             result = await asyncio.to_thread(self._judge_call, call, turns, until)
             self._result.calls.append(result)
         self._result.violations += watcher.look_into(lambda ledger: ledger.violations[self._seen_before :])
+        self._result.violations += await asyncio.to_thread(self._ground.unseen_errors)
         notes = watcher.look_into(lambda ledger: ledger.notes[self._noted_before :])
         sessions = tuple(each.call.session_id for each in self._conversations)
         self._result.notes += [note for note in notes if note.startswith(sessions)]
