@@ -57,6 +57,8 @@ task_queues = [Queue(name, Exchange(name), routing_key=name) for name in (RECOVE
 worker_consumer = "worker.fleet.consumer:Consumer"
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
+# As is what a server answers that takes no writes for a while: a full one, or one that is just becoming a replica.
+broker_channel_error_retry = True
 broker_transport_options = {
     # Covers the moment between reading a message and starting it, nothing else.
     "visibility_timeout": 60,

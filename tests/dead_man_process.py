@@ -30,7 +30,7 @@ async def _live(redis_url: str, age: float, *, renews: bool, is_witness: bool) -
     async with connect_async(redis_url) as client, asyncio.TaskGroup() as group:
         if renews:
             group.create_task(_renew(table))
-        dead_man = DeadMan(child, ask=lambda: run_async(client, workers.fleet()), witness=lambda: is_witness)
+        dead_man = DeadMan(child, ask=lambda: run_async(client, workers.may_renew()), witness=lambda: is_witness)
         group.create_task(dead_man.keep())
         await asyncio.sleep(0.1)
         print("armed", flush=True)

@@ -53,6 +53,17 @@ def test_a_process_that_was_stopped_for_too_long_dies_when_it_goes_on(redis_url:
         assert dies(armed, within=0.5)
 
 
+def test_a_redis_that_answers_and_takes_no_writes_is_as_good_as_none(own_redis: RedisServer) -> None:
+    """Nobody can take the session over in it either."""
+    own_redis.demote()
+    try:
+        with process(own_redis.url) as in_its_room, process(own_redis.url, witness=False) as without_a_room:
+            assert dies(without_a_room, within=LEASE - 0.5)
+            assert not dies(in_its_room, within=LEASE - 0.5)
+    finally:
+        own_redis.promote()
+
+
 def test_while_redis_does_not_answer_the_room_is_witness_enough_for_a_while(own_redis: RedisServer) -> None:
     with (
         process(own_redis.url) as in_its_room,

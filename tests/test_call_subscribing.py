@@ -40,18 +40,26 @@ class Caller(rtc.RemoteParticipant):
         return MappingProxyType(self._publications)
 
 
-async def asked_of(*, muted: bool, heard: bool = False, participants: bool = True) -> list[bool]:
+async def asked_of(*, muted: bool, heard: bool = False, helps: bool = True, participants: bool = True) -> list[object]:
+    """What is asked of LiveKit, and whether another agent is wanted in the end."""
     ear = Ear()
     if heard:
         ear.hears.set()
-    publication = Publication(ear, muted=muted)
+    publication = Publication(ear if helps else Ear(), muted=muted)
     room = {"ada": Caller(publication)} if participants else {}
-    await subscribe_until_heard(room, "ada", ear=ear, session_id="s", within=0.01)
-    return publication.asked
+    wanted: list[object] = []
+    await subscribe_until_heard(
+        room, "ada", ear=ear, session_id="s", move=lambda: wanted.append("another agent"), within=0.01
+    )
+    return [*publication.asked, *wanted]
 
 
 async def test_a_caller_who_is_not_heard_is_subscribed_again_until_they_are() -> None:
     assert await asked_of(muted=False) == [False, True, False, True]
+
+
+async def test_another_agent_is_wanted_where_asking_does_not_help() -> None:
+    assert await asked_of(muted=False, helps=False) == [False, True, False, True, "another agent"]
 
 
 async def test_a_caller_who_is_heard_or_has_no_open_microphone_is_left_alone() -> None:

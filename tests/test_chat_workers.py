@@ -4,11 +4,14 @@ import json
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from local.ports import PortPicker
 from tests.chat_fleet import ChatFleet, ChatWorker, kinds, open_chat_fleet, text_of
 from tests.fleet_workers import wait_until
+from tests.redis_server import RedisServer
 from tests.test_chat import HOURS, PRICE, Writing, session_of
 from worker.fleet.chats import LEASE
 from worker.fleet.publishing import CHAT_QUEUE
@@ -134,3 +137,20 @@ def test_a_worker_that_hung_is_refused_when_it_wakes(fleet: ChatFleet, worker: C
     words = [("user", PRICE), ("user", "And the family plan?"), ("assistant", text_of(events))]
     assert fleet.words(session_id) == words
     assert fleet.say("Thank you.", session_id)[-1].kind == "done"
+
+
+def test_a_worker_outlives_an_outage_of_redis_and_answers_again(tmp_path: Path) -> None:
+    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
+    server.start()
+    try:
+        with open_chat_fleet(server.url, number=0, directory=tmp_path) as fleet, fleet.worker() as worker:
+            assert fleet.say(HOURS)[-1].kind == "done"
+            server.stop()
+            time.sleep(3)
+            server.start()
+            time.sleep(2)
+            assert fleet.say(HOURS)[-1].kind == "done"
+            assert worker.process.poll() is None
+            assert worker.stop() == 0
+    finally:
+        server.stop()

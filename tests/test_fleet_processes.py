@@ -29,6 +29,18 @@ print("held", flush=True)
 time.sleep(60)
 """
 
+_STARVES = """
+import psutil, resource
+from worker.fleet.child import Child
+from worker.fleet.table import Table
+child = Child(worker_id="worker@test#1", table=Table.create(slots=1), index=0)
+child.die_without_memory()
+print("lives", flush=True)
+resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 2**20, resource.RLIM_INFINITY))
+child.die_without_memory()
+print("starves", flush=True)
+"""
+
 
 @pytest.fixture
 def table() -> Table:
@@ -158,3 +170,9 @@ def test_publishing_to_a_frozen_broker_fails_in_seconds(redis_server: RedisServe
     finally:
         redis_server.thaw()
         producer.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's address space")
+def test_a_process_without_memory_ends_and_one_with_memory_lives() -> None:
+    done = subprocess.run([sys.executable, "-c", _STARVES], stdout=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "lives\n")

@@ -417,6 +417,37 @@ def test_a_keeper_that_dies_while_redis_is_away_is_there_again_before_redis_is(t
         server.stop()
 
 
+def test_a_redis_that_takes_no_writes_for_a_while_ends_no_worker_and_no_call(tmp_path: Path) -> None:
+    """As when it becomes a replica for a moment, or its disk is full."""
+    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
+    server.start()
+    fleet = Fleet(server.url)
+    try:
+        with fleet.worker("patient", slots=2) as worker:
+            fleet.open_joins()
+            session = fleet.live(fleet.join("before"))
+            server.demote()
+            time.sleep(4)
+            server.promote()
+            wait_until(lambda: run(fleet.client, workers.fleet()).ready, within=LEASE + 5)
+            later = fleet.live(fleet.join("after"), within=10)
+            assert worker.process.poll() is None
+            assert fleet.get(session).epoch == 1
+            fleet.leave(session, later)
+    finally:
+        fleet.close()
+        server.stop()
+
+
+def test_nobody_counts_on_a_worker_that_was_told_to_stop_in_whatever_way(fleet: Fleet, stays: Worker) -> None:
+    with fleet.worker("interrupted", slots=2) as worker:
+        session = fleet.live_on(worker, "interrupted")
+        worker.process.send_signal(signal.SIGINT)
+        wait_until(lambda: (now := status(fleet, "interrupted")) and now.draining, within=4)
+        fleet.leave(session)
+        worker.wait(8)
+
+
 @pytest.mark.slow
 def test_an_outage_of_redis_longer_than_a_lease_ends_no_call(tmp_path: Path) -> None:
     server = RedisServer(port=PortPicker().pick(), directory=tmp_path)

@@ -83,7 +83,7 @@ def join(serving: Serving) -> Place:
     fences = _raise_fences(serving, room)
     dead_man = DeadMan(
         serving.child,
-        ask=lambda: run_async(serving.client, workers.fleet()),
+        ask=lambda: run_async(serving.client, workers.may_renew()),
         witness=lambda: fences.is_witness,
     )
     serving.stack.callback(dead_man.stand_down)

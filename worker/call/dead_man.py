@@ -1,7 +1,7 @@
 """The dead man's switch: a process that may have lost its session dies before it can talk over the next owner.
 
 The kernel's timer kills it whatever its Python code does, whether it was stopped and resumed or is busy. It is armed
-anew from the last renewal of the worker's lease and goes off before the lease ends. While Redis does not answer nobody
+anew from the last renewal of the worker's lease and goes off before the lease ends. While Redis takes no writes nobody
 can take the session over, so an outage must not end the call: for a while a room that is connected, without a younger
 agent in it, is witness enough.
 """
@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 class DeadMan:
     """Arms the switch for one session in one process.
 
-    `ask` asks Redis anything and raises when it does not answer; `witness` tells whether the room is proof enough that
-    nobody else has the session.
+    `ask` asks Redis whether it takes renewals, and raises when it does not, or does not answer; `witness` tells whether
+    the room is proof enough that nobody else has the session.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from aiohttp import ClientError, ClientTimeout
+from google.protobuf.message import DecodeError
 from livekit import api, rtc
 
 from worker.call.errors import ConnectFailed, RoomGone
@@ -90,7 +91,7 @@ async def answers(session: Session, settings: CallSettings) -> bool:
             timeout=ClientTimeout(total=_ANSWER),
         ) as server:
             await server.room.list_rooms(api.ListRoomsRequest(names=[session.room]))
-    except (api.TwirpError, ClientError, TimeoutError, OSError):
+    except (api.TwirpError, ClientError, TimeoutError, OSError, DecodeError):
         return False
     return True
 

@@ -194,6 +194,7 @@ class _Service:
         """
         until = math.inf
         while time.monotonic() < until:
+            self._child.die_without_memory()
             self._child.slot.stamp()
             await asyncio.sleep(STAMP)
             if self._ending.is_decided:

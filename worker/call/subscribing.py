@@ -1,8 +1,8 @@
-"""An agent that hears nothing of a caller whose microphone is on: LiveKit is asked for their sound again."""
+"""An agent that hears nothing of a caller whose microphone is on: their sound is asked for again, or another agent."""
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from livekit import rtc
 
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 #: Seconds until an agent usually hears, with room for a busy machine; how often it asks, and seconds between the two
 #: halves of asking.
 _HEARS_WITHIN = 4.0
-_TRIES = 3
+_TRIES = 2
 _APART = 0.2
 
 
@@ -23,23 +23,40 @@ async def subscribe_until_heard(
     *,
     ear: Ear,
     session_id: str,
+    move: Callable[[], None],
     within: float = _HEARS_WITHIN,
 ) -> None:
-    """Ask again as often as it may help; on a busy server a subscription was seen that never brought a frame."""
+    """Ask again as often as it may help; on a busy server a subscription was seen that never brought a frame.
+
+    Where asking does not help, the connection is broken in a way that LiveKit's client does not see: `move` asks for an
+    agent with a new one. It takes the call only when it hears.
+    """
     for _ in range(_TRIES):
-        try:
-            async with asyncio.timeout(within):
-                await ear.hears.wait()
-                return
-        except TimeoutError:
-            await _subscribe_again(participants.get(caller), session_id=session_id)
+        if await _hears(ear, within):
+            return
+        await _subscribe_again(_open_microphones(participants.get(caller)), session_id=session_id)
+    if not await _hears(ear, within) and _open_microphones(participants.get(caller)):
+        logger.warning("another agent may hear the caller", extra={"session": session_id})
+        move()
 
 
-async def _subscribe_again(participant: rtc.RemoteParticipant | None, *, session_id: str) -> None:
+async def _hears(ear: Ear, within: float) -> bool:
+    try:
+        async with asyncio.timeout(within):
+            await ear.hears.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _open_microphones(participant: rtc.RemoteParticipant | None) -> Sequence[rtc.RemoteTrackPublication]:
     publications = [] if participant is None else list(participant.track_publications.values())
-    for publication in publications:
-        if publication.source == rtc.TrackSource.SOURCE_MICROPHONE and not publication.muted:
-            logger.warning("the caller's microphone is on and nothing is heard", extra={"session": session_id})
-            publication.set_subscribed(False)
-            await asyncio.sleep(_APART)
-            publication.set_subscribed(True)
+    return [each for each in publications if each.source == rtc.TrackSource.SOURCE_MICROPHONE and not each.muted]
+
+
+async def _subscribe_again(microphones: Sequence[rtc.RemoteTrackPublication], *, session_id: str) -> None:
+    for microphone in microphones:
+        logger.warning("the caller's microphone is on and nothing is heard", extra={"session": session_id})
+        microphone.set_subscribed(False)
+        await asyncio.sleep(_APART)
+        microphone.set_subscribed(True)

@@ -127,9 +127,15 @@ class _Talk:
             await serving.ending.wait()
 
     def _hear(self) -> None:
-        session = self.serving.session
-        participants, ear = self.place.room.remote_participants, self.serving.baton.ear
-        hearing = subscribe_until_heard(participants, session.user_id, ear=ear, session_id=session.session_id)
+        session, baton, wish = self.serving.session, self.serving.baton, self.serving.wish
+        hearing = subscribe_until_heard(
+            self.place.room.remote_participants,
+            session.user_id,
+            ear=baton.ear,
+            session_id=session.session_id,
+            # Who only stands by is not taken for ready.
+            move=lambda: wish.ask("") if baton.is_held else None,
+        )
         self.serving.keep(hearing)
 
     async def _take(self, begun: entities.Session) -> bool:

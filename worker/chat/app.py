@@ -33,6 +33,8 @@ class Preload(bootsteps.StartStopStep):
         os.environ.update(QUIET_LIBRARIES)
         # The drain tells by it that the worker takes nothing any more; a text turn holds no slot in it.
         worker.liveness = Table.create(slots=worker.concurrency)
+        # A turn is over before anybody would take its worker for lost.
+        worker.keeper = None
         task: RunChat = worker.app.tasks[CHAT_TASK_NAME]
         task.preload()
         self._health = HealthFile(ChatSettings.from_env().health_file)

@@ -61,7 +61,7 @@ class ChatService:
         """Answer the text, if this is who takes it; raises `StateUnavailable` when that cannot be known."""
         if self._search is not None and self._warming is None:
             self._warming = asyncio.create_task(self._search.warm())
-        taken = await run_async(self._client, chats.claim(session_id, turn_id, owner=owner))
+        taken = await self._claim(session_id, turn_id, owner=owner)
         if taken is None:
             logger.info("nothing to answer", extra={"session": session_id})
             return Outcome.VOID
@@ -79,6 +79,14 @@ class ChatService:
             await correspondent.tell_error("internal_error", "Something broke; the worker's log says what.")
             raise
         return Outcome.TOLD
+
+    async def _claim(self, session_id: str, turn_id: str, *, owner: str) -> Taken | None:
+        """Twice if need be: Redis may have hung up since the last turn, and what was taken is taken once."""
+        step = chats.claim(session_id, turn_id, owner=owner)
+        try:
+            return await run_async(self._client, step)
+        except StateUnavailable:
+            return await run_async(self._client, step)
 
     async def aclose(self) -> None:
         """Close the connections."""

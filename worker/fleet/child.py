@@ -1,5 +1,7 @@
 """What a session may ask of the pool process it runs in: its slot in the liveness table and its two signals."""
 
+import mmap
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +16,8 @@ DRAIN = signal.SIGUSR2
 
 _VACANT_WITHIN = 5.0
 _VACANT_RETRY = 0.02
+#: Bytes that a process must be able to have: a thread's stack, and what it works with.
+_ENOUGH = 16 * 1024 * 1024
 
 
 def _ignore() -> None:
@@ -87,6 +91,16 @@ class Child:
     def disarm(self) -> None:
         """Let it live."""
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def die_without_memory(self) -> None:
+        """End this process when it could not have a thread's memory: it would go on without its call.
+
+        What fails of that, in threads and in callbacks of libraries, fails unseen. The keeper sees a dead process.
+        """
+        try:
+            mmap.mmap(-1, _ENOUGH).close()
+        except (OSError, MemoryError):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def finish(self) -> None:
         """Leave the slot, to the keeper if the session did not clear it, and disarm what the session may have armed."""

@@ -23,6 +23,9 @@ class Consumer(consumer.Consumer):
     look after the keeper, without whom the worker's calls end when Redis is back.
     """
 
+    #: Whether it is trying to reach the broker, so that there is no event loop.
+    is_connecting = False
+
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Forget the connection and what came on it."""
         connection: Any = self.connection
@@ -32,13 +35,19 @@ class Consumer(consumer.Consumer):
 
     def ensure_connected(self, conn: Any) -> Any:
         """The connection when it is one, however long that takes; raises when the worker is told to stop."""
-        connected = conn.ensure_connection(
-            self._log_attempt,
-            interval_start=_RETRY,
-            interval_step=0,
-            interval_max=_RETRY,
-            callback=self._look_after,
-        )
+        self.is_connecting = True
+        try:
+            # Also before the first attempt: what is done over a new connection may fail each time.
+            self._look_after()
+            connected = conn.ensure_connection(
+                self._log_attempt,
+                interval_start=_RETRY,
+                interval_step=0,
+                interval_max=_RETRY,
+                callback=self._look_after,
+            )
+        finally:
+            self.is_connecting = False
         self.first_connection_attempt = False
         self.broker_connection_retry_attempt = 0
         return connected
@@ -46,7 +55,8 @@ class Consumer(consumer.Consumer):
     def _look_after(self) -> None:
         maybe_shutdown()
         worker: Any = self.controller  # type: ignore[attr-defined]
-        worker.keeper.revive()
+        if worker.keeper is not None:
+            worker.keeper.revive()
 
     def _log_attempt(self, error: Exception, seconds: float) -> None:
         if self.broker_connection_retry_attempt % _LOGGED == 0:

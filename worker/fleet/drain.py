@@ -52,6 +52,11 @@ class Drain(bootsteps.StartStopStep):
         return table
 
     @property
+    def _has_event_loop(self) -> bool:
+        consumer = self._worker.consumer
+        return consumer.connection is not None and not consumer.is_connecting
+
+    @property
     def _is_idle(self) -> bool:
         """Whether no process runs a session: what they report waits for the event loop, the table does not."""
         return all(slot.read() is None for slot in self._table.slots)
@@ -72,6 +77,8 @@ class Drain(bootsteps.StartStopStep):
         A second SIGTERM may have been faster than the first alarm, and the children hear of the drain all the same.
         """
         self._is_stopped = True
+        # However it was told to: nobody may count on its slots while it waits for its calls.
+        self._table.draining = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         if self._since is not None:
             self._tell_children()
@@ -88,7 +95,7 @@ class Drain(bootsteps.StartStopStep):
             return
         # Also where it stops at once: a session that is just beginning hears of the drain when the worker stops.
         self._since = time.monotonic()
-        if self._worker.consumer.connection is None and self._is_idle:
+        if not self._has_event_loop and self._is_idle:
             _stop()
         else:
             signal.signal(signal.SIGALRM, self._on_alarm)
@@ -96,7 +103,7 @@ class Drain(bootsteps.StartStopStep):
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
         # It interrupts arbitrary code, too, so nothing is logged here.
-        if self._since is None or self._worker.consumer.connection is not None:
+        if self._since is None or self._has_event_loop:
             return
         self._tell_children()
         if self._is_idle and time.monotonic() - self._since >= _READ_ENDS:

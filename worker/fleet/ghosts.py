@@ -121,6 +121,7 @@ class Ghosts:
         settings = self._settings
         # A fleet without rooms does without its 24 MB.
         from aiohttp import ClientError, ClientTimeout
+        from google.protobuf.message import DecodeError
         from livekit import api
 
         try:
@@ -131,7 +132,7 @@ class Ghosts:
                 timeout=ClientTimeout(total=_TIMEOUT),
             ) as server:
                 yield server.room
-        except (api.TwirpError, ClientError, TimeoutError, OSError) as error:
+        except (api.TwirpError, ClientError, TimeoutError, OSError, DecodeError) as error:
             if getattr(error, "code", None) != "not_found":
                 raise RoomServerAway from error
 

@@ -151,10 +151,10 @@ class Join:
         lifetime = self._settings.join_ttl + self._settings.session_hold
         try:
             is_new = self._insist(lambda: record_moves.create(session, lifetime=lifetime, not_after=self._not_after()))
+            existing = session if is_new else self._run(records.read(session.session_id))
         except StateUnavailable:
             self._take_back(record=True)
             raise
-        existing = session if is_new else self._run(records.read(session.session_id))
         if existing is None:
             raise RoomChanging()
         if existing != session:

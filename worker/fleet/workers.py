@@ -50,6 +50,10 @@ if leader and leader ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1"""
 
+# Redis judges a script by what it declares, and this one declares what a renewal does.
+_MAY_RENEW = """#!lua flags=allow-oom
+return 1"""
+
 _FLEET = f"""#!lua flags=no-writes
 {NOW}
 local live = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. now, '+inf')
@@ -181,6 +185,11 @@ def lead(worker_id: str) -> Operation[bool]:
         arguments=[worker_id, round(LEADER_LOCK * 1000)],
         parse=bool,
     )
+
+
+def may_renew() -> Operation[None]:
+    """A step that writes nothing, and that a server takes whenever it takes a renewal."""
+    return Operation(script=_MAY_RENEW, keys=[], parse=lambda raw: None)
 
 
 def fleet() -> Operation[Fleet]:
