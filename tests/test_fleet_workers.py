@@ -406,9 +406,9 @@ def test_a_keeper_that_dies_while_redis_is_away_is_there_again_before_redis_is(t
             server.stop()
             wait_until(partial(misses_its_broker, worker), within=4)
             time.sleep(2)
-            dead = worker.keeper
-            dead.kill()
-            wait_until(lambda: worker.has_keeper and worker.keeper != dead, within=2.5)
+            worker.keeper.kill()
+            wait_until(lambda: any("the keeper died" in line for line in worker.lines), within=2.5)
+            wait_until(lambda: worker.has_keeper, within=1)
             server.start()
             fleet.leave(session)
             assert fleet.get(session).epoch == 1

@@ -31,6 +31,9 @@ HEARS_AGAIN = 1.0
 REJOINED = 6.0
 #: Seconds until it has its media again, of which no signal tells that it was gone.
 HAS_MEDIA_AGAIN = 30.0
+#: Seconds more after a join that was broken off in the middle: its second attempt may bring no sound, of which no signal
+#: tells either. The agent finds out and asks for another one.
+FOUND_DEAF = 9.0
 #: Seconds between two hearings of one mark that are one, with a gap in the sound between them: an answer that is given
 #: again begins with its number.
 _SAME = 0.6
@@ -176,7 +179,7 @@ def deaf_spans(entries: Sequence[Entry], struck: Sequence[Struck]) -> list[Span]
         if kind.deafens_all:
             spans.append((each.began, each.ended + REJOINED))
         elif kind.deafens and each.worker in _workers_in(entries, each.span):
-            spans.append((each.began, each.ended + _hears_again(kind)))
+            spans.append((each.began, each.ended + _hears_again(kind, entries, each.span)))
     for index, entry in enumerate(entries):
         if entry.state is State.RECOVERING:
             spans.append((_cause(entry.at, struck), _live_after(entries[index:]) + HEARS_AGAIN))
@@ -186,10 +189,17 @@ def deaf_spans(entries: Sequence[Entry], struck: Sequence[Struck]) -> list[Span]
     return spans
 
 
-def _hears_again(kind: Kind) -> float:
+def _hears_again(kind: Kind, entries: Sequence[Entry], span: Span) -> float:
     if kind.cuts_media:
         return HAS_MEDIA_AGAIN
-    return REJOINED if kind.cuts_signal else HEARS_AGAIN
+    if not kind.cuts_signal:
+        return HEARS_AGAIN
+    ends = [*(entry.at for entry in entries[1:]), float("inf")]
+    is_joining = any(
+        entry.state is State.CONNECTING and _meets((entry.at, end), span)
+        for entry, end in zip(entries, ends, strict=True)
+    )
+    return REJOINED + FOUND_DEAF if is_joining else REJOINED
 
 
 def _cause(moment: float, struck: Sequence[Struck]) -> float:

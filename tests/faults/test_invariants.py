@@ -169,6 +169,11 @@ def needless(*struck: Struck, away: tuple[tuple[float, float], ...] = ()) -> lis
     return invariants.needless_violations(RECOVERED, struck, session_id="s", away=away)
 
 
+def test_a_join_that_was_broken_off_may_bring_no_sound_until_the_agent_finds_out() -> None:
+    spans = invariants.deaf_spans(OWNED, [struck("cut_livekit_link", 1.5, 3.0)])
+    assert spans == [(1.5, 3.0 + invariants.REJOINED + invariants.FOUND_DEAF)]
+
+
 def test_an_owner_is_given_up_only_for_a_fault_that_may_have_cost_it_its_session() -> None:
     assert not needless(struck("kill_child", 21.2, 21.2))
     assert not needless(struck("stop_worker", 15.0, 18.0))

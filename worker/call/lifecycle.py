@@ -29,6 +29,7 @@ from worker.call.pipeline import AUDIO_INPUT, open_pipeline
 from worker.call.providers import Providers
 from worker.call.settings import CallSettings
 from worker.call.timings import TurnClock
+from worker.call.unheard import Unheard
 from worker.call.voice_agent import VoiceAgent
 from worker.fleet.session import Reason, Session
 
@@ -91,6 +92,12 @@ class Call:
         self._user_state, self._agent_state = "listening", "initializing"
         #: Whether this agent has begun to talk with the caller.
         self.has_begun = False
+        self._unheard = Unheard(
+            room,
+            session_id=session.session_id,
+            ending=ending,
+            is_due=lambda: baton.is_held and session.user_id in room.remote_participants,
+        )
         self._listen_to_voice(providers)
 
     @property
@@ -126,6 +133,7 @@ class Call:
             # Another process has talked with them; they have left it or are coming back.
             timeout, reason = self._settings.caller_lost_grace, Reason.CALLER_LOST
         arrived = await self._ending.unless_decided(self._voice.room_io.wait_for_ready(), timeout=timeout)
+        self._unheard.stop()
         if not arrived:
             self._ending.decide(reason)
         return arrived

@@ -12,8 +12,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds until an agent usually hears, with room for a busy machine; how often it asks, and seconds between the two
 #: halves of asking.
-_HEARS_WITHIN = 4.0
-_TRIES = 2
+_HEARS_WITHIN = 3.0
+_TRIES = 1
 _APART = 0.2
 
 

@@ -1,0 +1,36 @@
+"""An agent that is not heard after its connection was mended makes way for another one."""
+
+import asyncio
+
+from livekit import rtc
+
+from worker.call.ending import Ending
+from worker.call.unheard import Unheard
+
+
+async def given_back(*, is_mended: bool = True, is_due: bool = True, is_heard: bool = False) -> bool:
+    ending, room = Ending("s"), rtc.Room()
+    unheard = Unheard(room, session_id="s", ending=ending, is_due=lambda: is_due, within=0.05)
+    if is_mended:
+        room.emit("reconnected")
+    if is_heard:
+        unheard.stop()
+    await asyncio.sleep(0.15)
+    assert ending.is_lost == ending.given_back
+    return ending.given_back
+
+
+async def test_a_caller_who_does_not_hear_a_mended_agent_gets_another_one() -> None:
+    assert await given_back()
+
+
+async def test_an_agent_that_is_heard_stays() -> None:
+    assert not await given_back(is_heard=True)
+
+
+async def test_nobody_makes_way_for_a_caller_who_is_not_there_or_while_another_agent_speaks() -> None:
+    assert not await given_back(is_due=False)
+
+
+async def test_a_connection_that_was_never_lost_has_all_its_time() -> None:
+    assert not await given_back(is_mended=False)
