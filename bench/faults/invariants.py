@@ -31,7 +31,7 @@ HEARS_AGAIN = 1.0
 REJOINED = 6.0
 #: Seconds until it has its media again, of which no signal tells that it was gone.
 HAS_MEDIA_AGAIN = 30.0
-#: Seconds more after a join that was broken off in the middle: its second attempt may bring no sound, of which no signal
+#: Seconds more after a join that was broken off in the middle: its second attempt may bring no sound, which no signal
 #: tells either. The agent finds out and asks for another one.
 FOUND_DEAF = 9.0
 #: Seconds between two hearings of one mark that are one, with a gap in the sound between them: an answer that is given
