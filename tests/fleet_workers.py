@@ -39,7 +39,13 @@ class Worker:
                 *("--without-mingle", "--without-gossip", "-n", f"{name}@test", "-l", "INFO"),
             ],
             cwd=ROOT,
-            env={**os.environ, "REDIS_URL": redis_url, "MUSTER_SLOTS": str(slots), **environ},
+            env={
+                **os.environ,
+                "REDIS_URL": redis_url,
+                "MUSTER_SLOTS": str(slots),
+                "PYTHONFAULTHANDLER": "1",
+                **environ,
+            },
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -74,7 +80,14 @@ class Worker:
         self.process.send_signal(signal.SIGTERM)
 
     def wait(self, timeout: float = 10.0) -> int:
-        return self.process.wait(timeout)
+        """Its exit code; a worker that does not exit in time is ended, and says what it was doing."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)
+            self.process.wait(timeout)
+            time.sleep(0.5)
+            raise AssertionError(f"no exit within {timeout} s: {''.join(self.lines)}") from None
 
     def die(self) -> None:
         """What a machine does that loses its power."""
