@@ -86,7 +86,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGABRT)
             self.process.wait(timeout)
-            time.sleep(0.5)
+            self._reader.join(1)
             raise AssertionError(f"no exit within {timeout} s: {''.join(self.lines)}") from None
 
     def die(self) -> None:

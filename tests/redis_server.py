@@ -49,7 +49,9 @@ class RedisServer:
         self._running.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """Stop it; its data stays."""
+        """Stop it, unless it is stopped; its data stays."""
+        if self._process is None:
+            return
         self.thaw()
         self._running.terminate()
         self._running.wait()

@@ -356,16 +356,16 @@ def test_a_worker_is_healthy_from_its_first_lease_until_the_lease_is_old_or_give
 
 
 def test_a_worker_stays_healthy_while_redis_restarts_and_until_it_has_stopped(
-    redis_server: RedisServer, tmp_path: Path
+    own_redis: RedisServer, tmp_path: Path
 ) -> None:
     path = tmp_path / "worker"
-    worker = Worker("healthy", redis_server.url, MUSTER_HEALTH_FILE=str(path)).wait_until_ready()
+    worker = Worker("healthy", own_redis.url, MUSTER_HEALTH_FILE=str(path)).wait_until_ready()
     try:
         assert check_worker(path).returncode == 0
-        redis_server.stop()
+        own_redis.stop()
         time.sleep(2)
         assert check_worker(path).returncode == 0
-        redis_server.start()
+        own_redis.start()
         worker.terminate()
         assert worker.wait() == 0
         assert not path.exists()

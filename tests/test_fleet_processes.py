@@ -174,5 +174,6 @@ def test_publishing_to_a_frozen_broker_fails_in_seconds(redis_server: RedisServe
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's address space")
 def test_a_process_without_memory_ends_and_one_with_memory_lives() -> None:
-    done = subprocess.run([sys.executable, "-c", _STARVES], stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", _STARVES], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "lives\n")
+    assert "no memory" in done.stderr

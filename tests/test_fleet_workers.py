@@ -19,7 +19,7 @@ from worker.fleet import actions, admission, record_moves, workers
 from worker.fleet.recovery import MOST_IN_A_ROW
 from worker.fleet.redis_operations import run
 from worker.fleet.session import Reason, Session, State
-from worker.fleet.times import HUNG, LEADER_LOCK, LEASE, UNCLAIMED, UNOWNED
+from worker.fleet.times import DEAD_MAN, HUNG, LEADER_LOCK, LEASE, UNCLAIMED, UNOWNED
 
 #: Issue 3's bound for a lost worker.
 LOST = LEASE + LEADER_LOCK + 2
@@ -29,6 +29,14 @@ LOST = LEASE + LEADER_LOCK + 2
 def fleet(redis_database: str) -> Iterator[Fleet]:
     with empty_fleet(redis_database, number=9) as fleet:
         yield fleet
+
+
+@pytest.fixture
+def own_fleet(own_redis: RedisServer) -> Iterator[Fleet]:
+    """A fleet whose Redis a test may stop."""
+    fleet = Fleet(own_redis.url)
+    yield fleet
+    fleet.close()
 
 
 @pytest.fixture(scope="module")
@@ -256,33 +264,28 @@ def test_a_second_sigterm_waits_for_the_call_and_exits_with_0(fleet: Fleet, stay
         assert status(fleet, "twice") is None
 
 
-def test_a_worker_that_loses_redis_with_a_message_in_hand_goes_on_and_runs_it(tmp_path: Path) -> None:
-    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
-    server.start()
-    fleet = Fleet(server.url)
-    try:
-        with fleet.worker("holding", slots=2) as worker:
-            fleet.open_joins()
-            call = fleet.live(fleet.join("call"))
-            idle = {child.pid for child in worker.children} - {
-                int(fleet.client.lrange(PIDS.format(call.session_id), 0, -1)[-1])
-            }
-            # A message is acknowledged when a process has taken it.
-            for pid in idle:
-                os.kill(pid, signal.SIGSTOP)
-            in_hand = fleet.join("in hand")
-            wait_until(lambda: fleet.client.hlen("unacked") == 1, within=3)
-            server.stop()
-            wait_until(partial(misses_its_broker, worker), within=4)
-            for pid in idle:
-                os.kill(pid, signal.SIGCONT)
-            server.start()
-            fleet.leave(fleet.live(in_hand, within=UNCLAIMED + LEASE + 10), call)
-            assert worker.process.poll() is None
-            assert fleet.get(call).epoch == 1
-    finally:
-        fleet.close()
-        server.stop()
+def test_a_worker_that_loses_redis_with_a_message_in_hand_goes_on_and_runs_it(
+    own_redis: RedisServer, own_fleet: Fleet
+) -> None:
+    with own_fleet.worker("holding", slots=2) as worker:
+        own_fleet.open_joins()
+        call = own_fleet.live(own_fleet.join("call"))
+        idle = {child.pid for child in worker.children} - {
+            int(own_fleet.client.lrange(PIDS.format(call.session_id), 0, -1)[-1])
+        }
+        # A message is acknowledged when a process has taken it.
+        for pid in idle:
+            os.kill(pid, signal.SIGSTOP)
+        in_hand = own_fleet.join("in hand")
+        wait_until(lambda: own_fleet.client.hlen("unacked") == 1, within=3)
+        own_redis.stop()
+        wait_until(partial(misses_its_broker, worker), within=4)
+        for pid in idle:
+            os.kill(pid, signal.SIGCONT)
+        own_redis.start()
+        own_fleet.leave(own_fleet.live(in_hand, within=UNCLAIMED + LEASE + 10), call)
+        assert worker.process.poll() is None
+        assert own_fleet.get(call).epoch == 1
 
 
 def test_a_keeper_that_dies_before_its_first_lease_does_not_end_its_worker(tmp_path: Path) -> None:
@@ -301,32 +304,25 @@ def test_a_keeper_that_dies_before_its_first_lease_does_not_end_its_worker(tmp_p
 
 
 def test_a_worker_that_is_told_to_stop_while_redis_is_away_tells_its_calls_and_drains_when_it_is_back(
-    tmp_path: Path,
+    own_redis: RedisServer, own_fleet: Fleet
 ) -> None:
-    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
-    server.start()
-    fleet = Fleet(server.url)
-    try:
-        with fleet.worker("blind", slots=1) as blind, fleet.worker("idle", slots=1) as idle:
-            fleet.open_joins()
-            session = fleet.live_on(blind, "blind")
-            server.stop()
-            for worker in (blind, idle):
-                wait_until(partial(misses_its_broker, worker), within=4)
-                worker.terminate()
-            # Nobody's call waits for a worker that has none, nor that worker for Redis.
-            assert idle.wait(8) == 0
-            server.start()
-            wait_until(lambda: session.session_id in fleet.client.lrange(TOLD_TO_DRAIN, 0, -1), within=8)
-            wait_until(lambda: any("draining, 1" in line for line in blind.lines), within=12)
-            wait_until(lambda: (draining := status(fleet, "blind")) and draining.draining, within=3)
-            assert fleet.get(session).state is State.LIVE
-            assert blind.process.poll() is None
-            fleet.leave(session)
-            assert blind.wait(5) == 0
-    finally:
-        fleet.close()
-        server.stop()
+    with own_fleet.worker("blind", slots=1) as blind, own_fleet.worker("idle", slots=1) as idle:
+        own_fleet.open_joins()
+        session = own_fleet.live_on(blind, "blind")
+        own_redis.stop()
+        for worker in (blind, idle):
+            wait_until(partial(misses_its_broker, worker), within=4)
+            worker.terminate()
+        # Nobody's call waits for a worker that has none, nor that worker for Redis.
+        assert idle.wait(8) == 0
+        own_redis.start()
+        wait_until(lambda: session.session_id in own_fleet.client.lrange(TOLD_TO_DRAIN, 0, -1), within=8)
+        wait_until(lambda: any("draining, 1" in line for line in blind.lines), within=12)
+        wait_until(lambda: (draining := status(own_fleet, "blind")) and draining.draining, within=3)
+        assert own_fleet.get(session).state is State.LIVE
+        assert blind.process.poll() is None
+        own_fleet.leave(session)
+        assert blind.wait(5) == 0
 
 
 @pytest.mark.parametrize("drains", [False, True])
@@ -370,73 +366,59 @@ def test_sessions_of_the_last_worker_go_on_soon_after_the_next_one_starts(redis_
 
 
 @pytest.mark.slow
-def test_a_session_whose_child_and_keeper_die_together_goes_on(tmp_path: Path) -> None:
+def test_a_session_whose_child_and_keeper_die_together_goes_on(own_redis: RedisServer, own_fleet: Fleet) -> None:
     """The keeper has seen that its child is dead and waits for Redis; what it knows dies with it."""
-    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
-    server.start()
-    fleet = Fleet(server.url)
-    try:
-        with fleet.worker("unlucky") as worker:
-            fleet.open_joins()
-            session = fleet.live(fleet.join("unlucky"))
-            pids = PIDS.format(session.session_id)
-            wait_until(lambda: fleet.client.llen(pids), within=2)
-            child = int(fleet.client.lrange(pids, 0, -1)[-1])
-            server.stop()
-            os.kill(child, signal.SIGKILL)
-            time.sleep(0.5)
-            worker.keeper.kill()
-            server.start()
-            # The keeper that the parent starts then looks for a lease before it judges.
-            fleet.leave(goes_on(fleet, session, within=UNOWNED))
-    finally:
-        fleet.close()
-        server.stop()
+    with own_fleet.worker("unlucky") as worker:
+        own_fleet.open_joins()
+        session = own_fleet.live(own_fleet.join("unlucky"))
+        pids = PIDS.format(session.session_id)
+        wait_until(lambda: own_fleet.client.llen(pids), within=2)
+        child = int(own_fleet.client.lrange(pids, 0, -1)[-1])
+        own_redis.stop()
+        os.kill(child, signal.SIGKILL)
+        # So long it takes until the keeper has seen it.
+        time.sleep(0.5)
+        worker.keeper.kill()
+        own_redis.start()
+        # The keeper that the parent starts then looks for a lease before it judges.
+        own_fleet.leave(goes_on(own_fleet, session, within=UNOWNED))
 
 
-def test_a_keeper_that_dies_while_redis_is_away_is_there_again_before_redis_is(tmp_path: Path) -> None:
+def test_a_keeper_that_dies_while_redis_is_away_is_there_again_before_redis_is(
+    own_redis: RedisServer, own_fleet: Fleet
+) -> None:
     """Without a keeper its worker's calls end as soon as Redis is back."""
-    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
-    server.start()
-    fleet = Fleet(server.url)
-    try:
-        with fleet.worker("kept", slots=1) as worker:
-            fleet.open_joins()
-            session = fleet.live(fleet.join("kept"))
-            server.stop()
-            wait_until(partial(misses_its_broker, worker), within=4)
-            time.sleep(2)
-            worker.keeper.kill()
-            wait_until(lambda: any("the keeper died" in line for line in worker.lines), within=2.5)
-            wait_until(lambda: worker.has_keeper, within=1)
-            server.start()
-            fleet.leave(session)
-            assert fleet.get(session).epoch == 1
-    finally:
-        fleet.close()
-        server.stop()
+    with own_fleet.worker("kept", slots=1) as worker:
+        own_fleet.open_joins()
+        session = own_fleet.live(own_fleet.join("kept"))
+        own_redis.stop()
+        wait_until(partial(misses_its_broker, worker), within=4)
+        # With the second attempt a wait that grew from one to the next would be longer than a keeper may be missed.
+        time.sleep(2)
+        worker.keeper.kill()
+        wait_until(lambda: any("the keeper died" in line for line in worker.lines), within=2.5)
+        wait_until(lambda: worker.has_keeper, within=1)
+        own_redis.start()
+        own_fleet.leave(session)
+        assert own_fleet.get(session).epoch == 1
 
 
-def test_a_redis_that_takes_no_writes_for_a_while_ends_no_worker_and_no_call(tmp_path: Path) -> None:
+def test_a_redis_that_takes_no_writes_for_a_while_ends_no_worker_and_no_call(
+    own_redis: RedisServer, own_fleet: Fleet
+) -> None:
     """As when it becomes a replica for a moment, or its disk is full."""
-    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
-    server.start()
-    fleet = Fleet(server.url)
-    try:
-        with fleet.worker("patient", slots=2) as worker:
-            fleet.open_joins()
-            session = fleet.live(fleet.join("before"))
-            server.demote()
-            time.sleep(4)
-            server.promote()
-            wait_until(lambda: run(fleet.client, workers.fleet()).ready, within=LEASE + 5)
-            later = fleet.live(fleet.join("after"), within=10)
-            assert worker.process.poll() is None
-            assert fleet.get(session).epoch == 1
-            fleet.leave(session, later)
-    finally:
-        fleet.close()
-        server.stop()
+    with own_fleet.worker("patient", slots=2) as worker:
+        own_fleet.open_joins()
+        session = own_fleet.live(own_fleet.join("before"))
+        own_redis.demote()
+        # Longer than a call lives without a renewed lease.
+        time.sleep(DEAD_MAN + 0.5)
+        own_redis.promote()
+        wait_until(lambda: run(own_fleet.client, workers.fleet()).ready, within=LEASE + 5)
+        later = own_fleet.live(own_fleet.join("after"), within=10)
+        assert worker.process.poll() is None
+        assert own_fleet.get(session).epoch == 1
+        own_fleet.leave(session, later)
 
 
 def test_nobody_counts_on_a_worker_that_was_told_to_stop_in_whatever_way(fleet: Fleet, stays: Worker) -> None:
@@ -449,27 +431,20 @@ def test_nobody_counts_on_a_worker_that_was_told_to_stop_in_whatever_way(fleet: 
 
 
 @pytest.mark.slow
-def test_an_outage_of_redis_longer_than_a_lease_ends_no_call(tmp_path: Path) -> None:
-    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
-    server.start()
-    fleet = Fleet(server.url)
-    try:
-        with fleet.worker("one", slots=1) as one, fleet.worker("two", slots=1) as two:
-            fleet.open_joins()
-            sessions = [fleet.live_on(worker, f"call of {worker.name}") for worker in (one, two)]
-            server.freeze()
-            time.sleep(LEASE + 1)
-            server.thaw()
-            time.sleep(0.2)
-            server.stop()
-            server.start()
-            # By now whoever leads has judged.
-            time.sleep(LEASE + 2)
-            assert [fleet.get(session).state for session in sessions] == [State.LIVE, State.LIVE]
-            fleet.leave(*sessions)
-    finally:
-        fleet.close()
-        server.stop()
+def test_an_outage_of_redis_longer_than_a_lease_ends_no_call(own_redis: RedisServer, own_fleet: Fleet) -> None:
+    with own_fleet.worker("one", slots=1) as one, own_fleet.worker("two", slots=1) as two:
+        own_fleet.open_joins()
+        sessions = [own_fleet.live_on(worker, f"call of {worker.name}") for worker in (one, two)]
+        own_redis.freeze()
+        time.sleep(LEASE + 1)
+        own_redis.thaw()
+        time.sleep(0.2)
+        own_redis.stop()
+        own_redis.start()
+        # By now whoever leads has judged.
+        time.sleep(LEASE + 2)
+        assert [own_fleet.get(session).state for session in sessions] == [State.LIVE, State.LIVE]
+        own_fleet.leave(*sessions)
 
 
 def test_a_parent_with_a_second_thread_does_not_fork(fleet: Fleet) -> None:
@@ -518,23 +493,18 @@ def test_what_a_killed_parent_leaves_goes_on_with_another_before_its_lease_could
 
 
 @pytest.mark.slow
-def test_a_parent_that_is_killed_while_redis_is_away_leaves_its_sessions_to_the_leading_keeper(tmp_path: Path) -> None:
-    server = RedisServer(port=PortPicker().pick(), directory=tmp_path)
-    server.start()
-    fleet = Fleet(server.url)
-    try:
-        with fleet.worker("stays", slots=1), fleet.worker("headless", slots=1) as headless:
-            fleet.open_joins()
-            session = fleet.live_on(headless, "headless")
-            processes = headless.processes()
-            server.stop()
-            headless.process.kill()
-            wait_until(lambda: not any(runs(process) for process in processes[1:]), within=LEASE + 2)
-            server.start()
-            fleet.leave(goes_on(fleet, session, within=LOST + LEASE))
-    finally:
-        fleet.close()
-        server.stop()
+def test_a_parent_that_is_killed_while_redis_is_away_leaves_its_sessions_to_the_leading_keeper(
+    own_redis: RedisServer, own_fleet: Fleet
+) -> None:
+    with own_fleet.worker("stays", slots=1), own_fleet.worker("headless", slots=1) as headless:
+        own_fleet.open_joins()
+        session = own_fleet.live_on(headless, "headless")
+        processes = headless.processes()
+        own_redis.stop()
+        headless.process.kill()
+        wait_until(lambda: not any(runs(process) for process in processes[1:]), within=LEASE + 2)
+        own_redis.start()
+        own_fleet.leave(goes_on(own_fleet, session, within=LOST + LEASE))
 
 
 def test_a_worker_reads_recovery_first_then_its_own_queue_then_new_sessions(redis_database: str) -> None:

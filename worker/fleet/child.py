@@ -1,4 +1,4 @@
-"""What a session may ask of the pool process it runs in: its slot in the liveness table and its two signals."""
+"""What a session may ask of the pool process it runs in: its slot in the liveness table, its signals, its death."""
 
 import mmap
 import os
@@ -14,6 +14,7 @@ SOFT_LIMIT = signal.SIGUSR1
 #: Sent by the parent when the worker drains.
 DRAIN = signal.SIGUSR2
 
+_STDERR = 2
 _VACANT_WITHIN = 5.0
 _VACANT_RETRY = 0.02
 #: Bytes that a process must be able to have: a thread's stack, and what it works with.
@@ -100,6 +101,8 @@ class Child:
         try:
             mmap.mmap(-1, _ENOUGH).close()
         except (OSError, MemoryError):
+            # Not through logging, which needs memory.
+            os.write(_STDERR, b"a process that gets no memory any more ends\n")
             os.kill(os.getpid(), signal.SIGKILL)
 
     def finish(self) -> None:

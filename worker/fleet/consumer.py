@@ -54,6 +54,7 @@ class Consumer(consumer.Consumer):
 
     def _look_after(self) -> None:
         maybe_shutdown()
+        # The stubs of the library do not know it.
         worker: Any = self.controller  # type: ignore[attr-defined]
         if worker.keeper is not None:
             worker.keeper.revive()
