@@ -100,6 +100,32 @@ def test_what_a_child_finishes_without_clearing_is_left_to_the_keeper(table: Tab
     assert (lost.pid, lost.session_id) == (ABANDONED, "broken")
 
 
+_RETIRES = """
+import time
+from worker.fleet.child import Child
+from worker.fleet.table import Table
+
+child = Child(worker_id="worker@test#1", table=Table.create(slots=1), index=0)
+child.begin()
+child.retire()
+child.finish()
+child.begin()
+time.sleep(1)
+print("runs what has begun meanwhile", flush=True)
+child.finish()
+time.sleep(0.2)
+print("is there until its result has arrived", flush=True)
+time.sleep(5)
+print("is still there")
+"""
+
+
+def test_a_child_that_retires_ends_soon_after_its_session() -> None:
+    done = subprocess.run([sys.executable, "-c", _RETIRES], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGALRM
+    assert done.stdout.splitlines() == ["runs what has begun meanwhile", "is there until its result has arrived"]
+
+
 def test_what_a_child_cleared_is_over(table: Table, child: Child) -> None:
     child.begin()
     child.slot.hold("over", 1)

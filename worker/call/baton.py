@@ -28,6 +28,11 @@ class Ear:
         self._frames = 0
         self._last = 0.0
 
+    @property
+    def is_deaf(self) -> bool:
+        """Whether not a single frame has come."""
+        return self._frames == 0
+
     def frame_arrived(self) -> None:
         """To be called for each frame."""
         now = self._clock()

@@ -16,6 +16,8 @@ from worker.fleet.session import Session
 
 #: Seconds one of the SDK's four attempts may take.
 _CONNECT_TIMEOUT = 5.0
+#: How often the server is asked whether it is there.
+_ATTEMPTS = 4
 #: Seconds between two attempts to join a room that an agent was in before.
 _RETRY = 1.0
 #: Seconds the server has to answer.
@@ -52,10 +54,14 @@ def agent_token(session: Session, settings: CallSettings) -> str:
 
 
 async def connect(room: rtc.Room, session: Session, settings: CallSettings) -> None:
-    """Join the session's room; raises `ConnectFailed` when the SDK has given up.
+    """Join the session's room; raises `ConnectFailed` when the server is not there or the SDK has given up.
 
     Never cancel it: the SDK would go on joining unseen, and an agent nobody owns would stay in the room.
     """
+    # The SDK makes its media engine before it has reached the server. Where the first engine of a process was made in
+    # vain, no later one of this process brings any sound.
+    if not await _is_there(session, settings):
+        raise ConnectFailed()
     options = rtc.RoomOptions(auto_subscribe=True, connect_timeout=_CONNECT_TIMEOUT)
     try:
         await room.connect(settings.livekit_url, agent_token(session, settings), options)
@@ -79,6 +85,13 @@ async def connect_again(
             if is_given_up() or time.monotonic() >= until:
                 raise RoomGone() from error
         await asyncio.sleep(_RETRY)
+
+
+async def _is_there(session: Session, settings: CallSettings) -> bool:
+    for _ in range(_ATTEMPTS):
+        if await answers(session, settings):
+            return True
+    return False
 
 
 async def answers(session: Session, settings: CallSettings) -> bool:

@@ -10,10 +10,8 @@ from worker.call.baton import Ear
 
 logger = logging.getLogger(__name__)
 
-#: Seconds until an agent usually hears, with room for a busy machine; how often it asks, and seconds between the two
-#: halves of asking.
+#: Seconds until an agent usually hears, with room for a busy machine, and seconds between the two halves of asking.
 _HEARS_WITHIN = 3.0
-_TRIES = 1
 _APART = 0.2
 
 
@@ -26,18 +24,23 @@ async def subscribe_until_heard(
     move: Callable[[], None],
     within: float = _HEARS_WITHIN,
 ) -> None:
-    """Ask again as often as it may help; on a busy server a subscription was seen that never brought a frame.
+    """Ask again once; on a busy server a subscription was seen that never brought a frame.
 
-    Where asking does not help, the connection is broken in a way that LiveKit's client does not see: `move` asks for an
-    agent with a new one. It takes the call only when it hears.
+    Where asking does not help, the connection is broken in a way that LiveKit's client does not see, or the client is:
+    `move` asks for an agent of another process. It takes the call only when it hears, and may be as deaf, so that
+    `move` is called again and again.
     """
-    for _ in range(_TRIES):
-        if await _hears(ear, within):
-            return
-        await _subscribe_again(_open_microphones(participants.get(caller)), session_id=session_id)
-    if not await _hears(ear, within) and _open_microphones(participants.get(caller)):
-        logger.warning("another agent may hear the caller", extra={"session": session_id})
-        move()
+    is_asked = False
+    while not await _hears(ear, within):
+        microphones = _open_microphones(participants.get(caller))
+        if not ear.is_deaf or not microphones:
+            continue
+        if is_asked:
+            logger.warning("another agent may hear the caller", extra={"session": session_id})
+            move()
+        else:
+            is_asked = True
+            await _subscribe_again(microphones, session_id=session_id)
 
 
 async def _hears(ear: Ear, within: float) -> bool:

@@ -127,16 +127,25 @@ class _Talk:
             await serving.ending.wait()
 
     def _hear(self) -> None:
-        session, baton, wish = self.serving.session, self.serving.baton, self.serving.wish
+        session, baton = self.serving.session, self.serving.baton
         hearing = subscribe_until_heard(
             self.place.room.remote_participants,
             session.user_id,
             ear=baton.ear,
             session_id=session.session_id,
-            # Who only stands by is not taken for ready.
-            move=lambda: wish.ask("") if baton.is_held else None,
+            move=self._move,
         )
         self.serving.keep(hearing)
+
+    def _move(self) -> None:
+        """Make way for an agent that hears; who only stands by steps back at once, so that another one is asked."""
+        serving = self.serving
+        # LiveKit's client may be broken for all rooms of this process.
+        serving.child.retire()
+        if serving.baton.is_held:
+            serving.wish.ask("")
+        elif not serving.baton.is_given:
+            serving.ending.supersede()
 
     async def _take(self, begun: entities.Session) -> bool:
         """Take the baton once it was passed; False when the end was decided before."""

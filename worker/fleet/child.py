@@ -1,5 +1,6 @@
 """What a session may ask of the pool process it runs in: its slot in the liveness table, its signals, its death."""
 
+import logging
 import mmap
 import os
 import signal
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 
 from worker.fleet.table import Slot, Table
 
+logger = logging.getLogger(__name__)
+
 #: Sent by the pool when the soft time limit has passed.
 SOFT_LIMIT = signal.SIGUSR1
 #: Sent by the parent when the worker drains.
@@ -17,6 +20,8 @@ DRAIN = signal.SIGUSR2
 _STDERR = 2
 _VACANT_WITHIN = 5.0
 _VACANT_RETRY = 0.02
+#: Seconds a process that retires has after its session, for its result to arrive.
+_RETIRES_AFTER = 0.5
 #: Bytes that a process must be able to have: a thread's stack, and what it works with.
 _ENOUGH = 16 * 1024 * 1024
 
@@ -35,6 +40,7 @@ class Child:
         self._table = table
         self._callbacks: Mapping[int, Callable[[], None]] = {}
         self._unheard: set[int] = set()
+        self._is_retiring = False
 
     @property
     def draining(self) -> bool:
@@ -105,10 +111,18 @@ class Child:
             os.write(_STDERR, b"a process that gets no memory any more ends\n")
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def retire(self) -> None:
+        """Run no other session in this process than the present one; the pool has another one then."""
+        self._is_retiring = True
+
     def finish(self) -> None:
         """Leave the slot, to the keeper if the session did not clear it, and disarm what the session may have armed."""
         self.slot.abandon()
         self.install_handlers()
+        if self._is_retiring:
+            # Not in the middle of the task, which would count as failed. What begins meanwhile disarms it.
+            logger.warning("this process runs no other session and ends")
+            self.arm(_RETIRES_AFTER)
 
     @contextmanager
     def watch(
