@@ -30,17 +30,18 @@ async def subscribe_until_heard(
     `move` asks for an agent of another process. It takes the call only when it hears, and may be as deaf, so that
     `move` is called again and again.
     """
-    is_asked = False
+    asked = 0
     while not await _hears(ear, within):
         microphones = _open_microphones(participants.get(caller))
         if not ear.is_deaf or not microphones:
             continue
-        if is_asked:
-            logger.warning("another agent may hear the caller", extra={"session": session_id})
-            move()
-        else:
-            is_asked = True
+        asked += 1
+        if asked == 1:
             await _subscribe_again(microphones, session_id=session_id)
+            continue
+        if asked == 2:
+            logger.warning("another agent may hear the caller", extra={"session": session_id})
+        move()
 
 
 async def _hears(ear: Ear, within: float) -> bool:

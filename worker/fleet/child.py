@@ -21,7 +21,7 @@ _STDERR = 2
 _VACANT_WITHIN = 5.0
 _VACANT_RETRY = 0.02
 #: Seconds a process that retires has after its session, for its result to arrive.
-_RETIRES_AFTER = 0.5
+_RETIRES_AFTER = 0.1
 #: Bytes that a process must be able to have: a thread's stack, and what it works with.
 _ENOUGH = 16 * 1024 * 1024
 
