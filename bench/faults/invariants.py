@@ -313,5 +313,10 @@ def may_vanish(struck: Sequence[Struck]) -> bool:
     return any(_meets(first, second) for first in around for second in lost)
 
 
+def forgotten(struck: Sequence[Struck]) -> list[Span]:
+    """From when on nobody answers in a call that was forgotten."""
+    return [(each.began, float("inf")) for each in struck if KINDS[each.kind].loses_owner]
+
+
 def _meets(first: Span, second: Span) -> bool:
     return first[0] <= second[1] and second[0] <= first[1]

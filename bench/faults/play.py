@@ -338,9 +338,9 @@ class Play:
         stored = _turns(sheet)
         heard, count = _heard(call), count_words(call.said, stored)
         disturbing = [(each.began, each.ended + LEASE) for each in struck if KINDS[each.kind].disturbs]
-        disturbed = [*deaf, *disturbing, *away]
         allowed = self._allowed(call)
         is_vanished = self._is_vanished(call)
+        disturbed = [*deaf, *disturbing, *away, *(invariants.forgotten(struck) if is_vanished else ())]
         words, excused = (
             ([], len(count.lost))
             if is_vanished

@@ -153,6 +153,12 @@ def test_a_call_may_be_forgotten_only_if_its_owner_is_lost_while_redis_is_emptie
     assert not invariants.may_vanish([struck("restart_redis", 20.0, 23.0), struck("kill_child", 21.0, 21.0)])
 
 
+def test_nobody_answers_in_a_call_that_was_forgotten_from_the_loss_of_its_owner_on() -> None:
+    from_then_on = invariants.forgotten([struck("empty_redis", 19.0, 22.0), struck("kill_child", 20.5, 20.5)])
+    (violation,) = invariants.unanswered_violations(SAID, [], disturbed=from_then_on)
+    assert violation.startswith("u0w0")
+
+
 def test_a_turn_that_was_stored_must_be_there_at_the_end() -> None:
     stored = [Stored(1.0, 1, {"item_id": "a", "text": "u0w0"})]
     assert not invariants.gone_violations(stored, ["a", "b"])
