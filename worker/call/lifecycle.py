@@ -96,7 +96,8 @@ class Call:
             room,
             session_id=session.session_id,
             ending=ending,
-            is_due=lambda: baton.is_held and session.user_id in room.remote_participants,
+            is_due=self._is_due,
+            is_published=lambda: bool(room.local_participant.track_publications),
         )
         self._listen_to_voice(providers)
 
@@ -132,11 +133,20 @@ class Call:
         if self._session.first_audio_at is not None:
             # Another process has talked with them; they have left it or are coming back.
             timeout, reason = self._settings.caller_lost_grace, Reason.CALLER_LOST
-        arrived = await self._ending.unless_decided(self._voice.room_io.wait_for_ready(), timeout=timeout)
-        self._unheard.stop()
+        watching = asyncio.create_task(self._unheard.watch())
+        try:
+            arrived = await self._ending.unless_decided(self._voice.room_io.wait_for_ready(), timeout=timeout)
+        finally:
+            self._unheard.stop()
+            await utils.aio.cancel_and_wait(watching)
         if not arrived:
             self._ending.decide(reason)
         return arrived
+
+    def _is_due(self) -> bool:
+        """Whether the caller should hear this agent."""
+        is_connected = self._room.connection_state == rtc.ConnectionState.CONN_CONNECTED
+        return is_connected and self._baton.is_held and self._session.user_id in self._room.remote_participants
 
     def greet(self) -> None:
         """Say the greeting."""
