@@ -5,11 +5,17 @@ import asyncio
 from livekit import rtc
 
 from worker.call.ending import Ending
-from worker.call.unheard import Unheard
+from worker.call.unheard import Unheard, patience
+from worker.fleet.recovery import MOST_IN_A_ROW
 
 
 async def given_back(
-    *, is_mended: bool = False, is_due: bool = True, is_published: bool = True, is_heard: bool = False
+    *,
+    is_mended: bool = False,
+    is_due: bool = True,
+    is_published: bool = True,
+    is_heard: bool = False,
+    within: float = 0.05,
 ) -> bool:
     ending, room = Ending("s"), rtc.Room()
     unheard = Unheard(
@@ -19,7 +25,7 @@ async def given_back(
         is_due=lambda: is_due,
         is_published=lambda: is_published,
         heard_within=0.05,
-        published_within=0.05,
+        published_within=within,
     )
     watching = asyncio.create_task(unheard.watch())
     if is_mended:
@@ -39,6 +45,12 @@ async def test_a_caller_who_does_not_hear_a_mended_agent_gets_another_one() -> N
 
 async def test_a_caller_in_whose_room_the_agent_has_no_track_gets_another_one() -> None:
     assert await given_back(is_published=False)
+
+
+async def test_the_last_owners_that_a_session_may_have_wait_as_long_as_it_takes() -> None:
+    assert await given_back(is_published=False, within=patience(0) / 100)
+    assert await given_back(is_published=False, within=patience(MOST_IN_A_ROW - 2) / 100)
+    assert not await given_back(is_published=False, within=patience(MOST_IN_A_ROW - 1) / 100)
 
 
 async def test_an_agent_that_is_heard_stays() -> None:

@@ -29,7 +29,7 @@ from worker.call.pipeline import AUDIO_INPUT, open_pipeline
 from worker.call.providers import Providers
 from worker.call.settings import CallSettings
 from worker.call.timings import TurnClock
-from worker.call.unheard import Unheard
+from worker.call.unheard import Unheard, patience
 from worker.call.voice_agent import VoiceAgent
 from worker.fleet.session import Reason, Session
 
@@ -98,6 +98,7 @@ class Call:
             ending=ending,
             is_due=self._is_due,
             is_published=lambda: bool(room.local_participant.track_publications),
+            published_within=patience(session.recoveries),
         )
         self._listen_to_voice(providers)
 

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 
 from livekit import rtc
 
 from worker.call.ending import Ending
+from worker.fleet.recovery import MOST_IN_A_ROW
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +18,14 @@ _HEARD_WITHIN = 3.0
 _PUBLISHED_WITHIN = 5.0
 #: Seconds between two looks.
 _LOOK = 0.5
+
+
+def patience(recoveries: int) -> float:
+    """Seconds to wait for the agent's track after so many lost owners in a row.
+
+    The last two wait as long as it takes: a machine that is only slow must not use up the session's owners.
+    """
+    return _PUBLISHED_WITHIN if recoveries + 1 < MOST_IN_A_ROW else math.inf
 
 
 class Unheard:
@@ -34,7 +44,7 @@ class Unheard:
         is_due: Callable[[], bool],
         is_published: Callable[[], bool],
         heard_within: float = _HEARD_WITHIN,
-        published_within: float = _PUBLISHED_WITHIN,
+        published_within: float,
     ) -> None:
         self._session_id = session_id
         self._ending = ending
