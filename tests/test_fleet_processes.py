@@ -110,10 +110,12 @@ child.begin()
 child.retire()
 child.finish()
 child.begin()
+# Far longer than a process that retires is given.
 time.sleep(0.5)
 print("runs what has begun meanwhile", flush=True)
 child.finish()
 print("is there until its result has arrived", flush=True)
+# Ends it in the middle, and is what a process that does not retire would get through.
 time.sleep(5)
 print("is still there")
 """

@@ -436,8 +436,10 @@ def test_an_outage_of_redis_longer_than_a_lease_ends_no_call(own_redis: RedisSer
         own_fleet.open_joins()
         sessions = [own_fleet.live_on(worker, f"call of {worker.name}") for worker in (one, two)]
         own_redis.freeze()
+        # Every lease is over when Redis answers again.
         time.sleep(LEASE + 1)
         own_redis.thaw()
+        # Too short for a keeper to have judged before the next outage.
         time.sleep(0.2)
         own_redis.stop()
         own_redis.start()

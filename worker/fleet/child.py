@@ -112,7 +112,7 @@ class Child:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def retire(self) -> None:
-        """Run no other session in this process than the present one; the pool has another one then."""
+        """End this process after its session, or after one that has begun meanwhile; the pool replaces it."""
         self._is_retiring = True
 
     def finish(self) -> None:
