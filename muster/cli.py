@@ -341,7 +341,9 @@ def _let_signals_interrupt() -> None:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # A script starts its background commands with SIGINT ignored, and Python leaves it so: a part that breaks would
+    # wake nobody.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
 
 

@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -82,10 +83,14 @@ def plan_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(chosen)}
 
 
-@pytest.fixture
-def supervisor(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+#: Starts a command as a script does in the background.
+IN_BACKGROUND = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
+
+
+@contextmanager
+def supervised(home: Path, *, starter: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "-c", SUPERVISOR, str(tmp_path), REDIS, LIVEKIT],
+        [*starter, sys.executable, "-c", SUPERVISOR, str(home), REDIS, LIVEKIT],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -95,8 +100,16 @@ def supervisor(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         for line in process.stdout:
             if line == "serving\n":
                 break
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    with supervised(tmp_path) as process:
         yield process
-        process.kill()
 
 
 def test_the_parts_serve_when_the_stack_is_ready_and_are_gone_when_it_has_stopped(options: StackOptions) -> None:
@@ -148,6 +161,16 @@ def test_a_signal_stops_the_stack_in_order(
     assert supervisor.returncode == 128 + signal.SIGINT
     assert nothing_is_left(state)
     assert "Received SIGTERM scheduling shutdown" in (tmp_path / "run" / "redis.log").read_text()
+
+
+def test_a_stack_in_a_script_s_background_stops_on_sigint(tmp_path: Path) -> None:
+    with supervised(tmp_path, starter=IN_BACKGROUND) as supervisor:
+        state = StateFile(home=tmp_path).running()
+        supervisor.send_signal(signal.SIGINT)
+        output, _ = supervisor.communicate(timeout=12)
+    assert "Stopping" in output
+    assert supervisor.returncode == 128 + signal.SIGINT
+    assert nothing_is_left(state)
 
 
 def test_a_second_signal_kills_at_once(supervisor: subprocess.Popen[str], tmp_path: Path) -> None:
