@@ -342,7 +342,7 @@ def _let_signals_interrupt() -> None:
         raise KeyboardInterrupt
 
     # A script starts its background commands with SIGINT ignored, and Python leaves it so: a part that breaks would
-    # wake nobody.
+    # wake no command that waits for a call.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
 
